@@ -1,0 +1,1 @@
+"""The ground: schema, randomness, geometry, plan, manifest. NumPy and the standard library only."""

@@ -1,0 +1,141 @@
+"""Dataset and model manifests: identity, provenance and the subjects that were seen.
+
+Same identity, same data: the identity holds all that decides a dataset's bytes. Provenance
+(versions, device, time) is for people and never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from synthgen.core.errors import RequestError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+FORMAT = "synthgen-dataset/1"
+MANIFEST = "manifest.json"
+
+
+def canonical_json(value: object) -> str:
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 hex digest of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary neighbour, fsync, rename.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written; an older file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path}: could not be written ({error.strerror or error}); "
+            "free space or choose another folder, then run the same command again"
+        ) from error
+
+
+def provenance() -> dict[str, str]:
+    """Return the versions that made a dataset: synthgen, Python, platform, main libraries."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("synthgen", "torch", "diffusers", "monai", "numpy", "h5py"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder is.
+
+    Attributes:
+        kind: "labels" or "images".
+        identity: all that decides the bytes: model hash, seed, sizes, condition, schema.
+        n: number of samples asked for so far (the total; it may grow).
+        subjects: real subjects that any ancestor model saw.
+        provenance: versions and the like, never compared.
+        schema: the label schema's JSON.
+    """
+
+    kind: str
+    identity: Mapping[str, Any]
+    n: int
+    schema: str
+    subjects: Sequence[str] = ()
+    provenance: Mapping[str, str] = field(default_factory=provenance)
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into `folder`, atomically."""
+        body = {"format": FORMAT, **asdict(self)}
+        text = json.dumps(body, indent=1, sort_keys=True)
+        write_atomic(folder / MANIFEST, text.encode() + b"\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read a dataset folder's manifest.
+
+        Raises:
+            StoreError: absent, unreadable, or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            raw = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise StoreError(f"{path}: no such file; {folder} is not a synthgen dataset") from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: not readable as JSON ({error})") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise StoreError(f"{path}: expected format '{FORMAT}', got {found!r}")
+        raw.pop("format")
+        try:
+            return cls(**raw)
+        except TypeError as error:
+            raise StoreError(f"{path}: not a dataset manifest ({error})") from error
+
+    def require_same_identity(self, other: Manifest, folder: Path) -> None:
+        """Refuse to continue a folder that holds another dataset.
+
+        Raises:
+            RequestError: naming every identity field that differs, with both values.
+        """
+        differing = [
+            f"{key}: there {self.identity.get(key)!r}, asked {other.identity.get(key)!r}"
+            for key in sorted(set(self.identity) | set(other.identity))
+            if self.identity.get(key) != other.identity.get(key)
+        ]
+        if self.kind != other.kind:
+            differing.insert(0, f"kind: there {self.kind!r}, asked {other.kind!r}")
+        if differing:
+            raise RequestError(
+                f"{folder} holds another dataset ({'; '.join(differing)}); "
+                "choose another --out, or repeat the settings it was made with"
+            )

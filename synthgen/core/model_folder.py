@@ -1,0 +1,136 @@
+"""Model folders: written whole or not at all, and checked file by file when loaded.
+
+Beside diffusers' `model_index.json` and the components stand `synthgen.json` (kind, checksums of
+every file that decides the output, subjects seen, training facts), `schema.json` and `card.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synthgen.core.errors import SchemaError, StoreError
+from synthgen.core.manifest import file_digest, provenance
+from synthgen.core.schema import LabelSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+FORMAT = "synthgen-model/1"
+RECORD, SCHEMA, CARD, INDEX = "synthgen.json", "schema.json", "card.md", "model_index.json"
+_REMEDY = "copy the model again or train it again"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked model folder.
+
+    Attributes:
+        record: the content of `synthgen.json`.
+        schema: the label schema of its maps.
+    """
+
+    record: Mapping[str, Any]
+    schema: LabelSchema
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 of every file that decides the output."""
+        files: Mapping[str, str] = self.record["files"]
+        return files
+
+
+def write_model_folder(
+    folder: Path,
+    save: Callable[[Path], None],
+    *,
+    kind: str,
+    schema: LabelSchema,
+    card: str,
+    record: Mapping[str, Any],
+) -> None:
+    """Write a model folder beside its place, then put it there; an older one is replaced.
+
+    Args:
+        folder: the model folder.
+        save: writes weights and configurations into the folder it is given.
+        kind: "labels" or "images".
+        schema: the label schema of its maps.
+        card: text of `card.md`.
+        record: further content of `synthgen.json`, JSON-able.
+
+    Raises:
+        StoreError: it cannot be written; an older folder stays.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save(temporary)
+        (temporary / SCHEMA).write_text(schema.to_json() + "\n")
+        files = {
+            path.relative_to(temporary).as_posix(): file_digest(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        body = {**record, "format": FORMAT, "kind": kind, "files": files}
+        text = json.dumps(body | {"provenance": provenance()}, indent=1, sort_keys=True)
+        (temporary / RECORD).write_text(text + "\n")
+        (temporary / CARD).write_text(card)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise StoreError(
+            f"{folder}: the model could not be written ({error}); free space, then run again"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model_folder(folder: Path, kind: str) -> ModelFolder:
+    """Check every file of a model folder.
+
+    Raises:
+        StoreError: no such folder, of another kind, or a file is missing or damaged, by name.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{path}: no such file; expected a model folder that `synthgen train {kind}` wrote"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
+    found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
+    if found != (FORMAT, kind):
+        raise StoreError(f"{path}: expected format '{FORMAT}' of kind '{kind}', got {found!r}")
+    for name in (INDEX, SCHEMA):
+        if name not in record["files"]:
+            raise StoreError(f"{path}: lists no file {name}; {_REMEDY}")
+    for name, expected in record["files"].items():
+        _check_file(folder / name, expected)
+    try:
+        schema = LabelSchema.from_json((folder / SCHEMA).read_text())
+    except SchemaError as error:
+        raise StoreError(f"{folder / SCHEMA}: {error}") from error
+    return ModelFolder(record, schema)
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise StoreError(f"{path}: missing, the model is incomplete; {_REMEDY}")
+    found = file_digest(path)
+    if found != expected:
+        raise StoreError(
+            f"{path}: damaged, its SHA-256 is {found[:12]}... and not {expected[:12]}... as "
+            f"{RECORD} says; {_REMEDY}"
+        )

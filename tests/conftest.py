@@ -1,0 +1,36 @@
+"""Fixtures of the whole suite."""
+
+import random  # noqa: TID251 - only to see that nobody used it
+
+import numpy as np
+import pytest
+import torch
+
+from synthgen.torchvision_guard import hide_broken_torchvision
+
+# Test modules import diffusers above synthgen, as import sorting wants it.
+hide_broken_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def fixed_initial_weights():
+    """Start every test from one state of torch's global generator: it draws initial weights."""
+    torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture
+def untouched_rng():
+    """Fail a test whose code draws from a global random generator."""
+
+    def states():
+        numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - only read
+        return (
+            torch.default_generator.get_state().tolist(),
+            numpy_state["key"].tolist(),
+            numpy_state["pos"],
+            random.getstate(),
+        )
+
+    before = states()
+    yield
+    assert states() == before, "a global random generator was used"
