@@ -1,0 +1,1 @@
+"""Data: NIfTI, tissue maps, training stores, augmentation, batches and shards."""

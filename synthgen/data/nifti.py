@@ -1,0 +1,156 @@
+"""Reading NIfTI files into RAS arrays, and refusing what no brain volume looks like."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError
+
+from synthgen.core.errors import GeometryError, SchemaError, StoreError
+from synthgen.core.geometry import Grid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_VOXELS = 2**30
+MAX_SPACING_MM = 20.0
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume in RAS: data `(X, Y, Z)` or, for several maps, `(K, X, Y, Z)`; its grid."""
+
+    data: npt.NDArray[Any]
+    grid: Grid
+    path: Path
+
+
+def read_image(path: Path) -> Volume:
+    """Read an intensity volume `(X, Y, Z)` as float32, the header's slope honoured.
+
+    Raises:
+        StoreError: unreadable, truncated, not NIfTI, NaN or infinite values, or no content.
+        GeometryError: not 3-D, or an absurd header.
+    """
+    volume = _read(path)
+    _require_3d(volume)
+    if volume.data.min() == volume.data.max():
+        raise StoreError(
+            f"{path}: the volume is empty (every voxel is {float(volume.data.flat[0]):g}); "
+            "remove the file or the subject"
+        )
+    return volume
+
+
+def read_maps(path: Path) -> Volume:
+    """Read one or several probability maps as float32 `(K, X, Y, Z)`; 3-D files give K = 1.
+
+    Raises:
+        StoreError: unreadable, truncated, not NIfTI, NaN or infinite values.
+        GeometryError: neither 3-D nor 4-D, or an absurd header.
+    """
+    volume = _read(path)
+    data = volume.data[..., None] if volume.data.ndim == 3 else volume.data
+    return Volume(np.ascontiguousarray(np.moveaxis(data, -1, 0)), volume.grid, path)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read an integer label map `(X, Y, Z)` as int32.
+
+    Raises:
+        StoreError: unreadable, truncated, not NIfTI, or no label but one.
+        GeometryError: not 3-D, or an absurd header.
+        SchemaError: values that are not integers.
+    """
+    volume = read_image(path)
+    labels = np.rint(volume.data)
+    if np.abs(labels - volume.data).max() > 1e-3:
+        value = float(volume.data[np.abs(labels - volume.data) > 1e-3][0])
+        raise SchemaError(f"{path}: label ids must be integers, got {value:g}")
+    return Volume(labels.astype(np.int32), volume.grid, path)
+
+
+def read_mask(path: Path) -> Volume:
+    """Read a mask `(X, Y, Z)` as bool: true above 0.5. An empty mask is allowed.
+
+    Raises:
+        StoreError: unreadable, truncated, not NIfTI, NaN or infinite values.
+        GeometryError: not 3-D, or an absurd header.
+    """
+    volume = _read(path)
+    _require_3d(volume)
+    return Volume(volume.data > 0.5, volume.grid, path)
+
+
+def _require_3d(volume: Volume) -> None:
+    if volume.data.ndim != 3:
+        raise GeometryError(
+            f"{volume.path}: expected a 3-D volume, got shape {volume.data.shape}; "
+            "split it into 3-D files first"
+        )
+
+
+def _read(path: Path) -> Volume:
+    """Read any NIfTI file to RAS float32, trailing axes of length 1 dropped."""
+    try:
+        image = nib.load(path)
+        if not isinstance(image, Nifti1Image):  # NIfTI-2 is a subclass
+            raise StoreError(f"{path}: expected NIfTI, got {type(image).__name__}; convert it")
+        _check_header(path, image)
+        image = nib.as_closest_canonical(image)  # type: ignore[no-untyped-call]
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such file") from error
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, (StoreError, GeometryError)):
+            raise
+        raise StoreError(
+            f"{path}: not a readable NIfTI file, perhaps truncated ({error}); fetch it again"
+        ) from error
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if not np.isfinite(data).all():
+        voxel = tuple(int(i) for i in np.argwhere(~np.isfinite(data))[0])
+        count = int((~np.isfinite(data)).sum())
+        raise StoreError(
+            f"{path}: {count} voxels are NaN or infinite, the first at {voxel}; "
+            "every voxel must be finite"
+        )
+    return Volume(data, Grid.from_affine(data.shape[:3], image.affine), path)
+
+
+def _check_header(path: Path, image: Nifti1Image) -> None:
+    """Refuse a header that no scan has, before any data is read."""
+    shape = tuple(int(s) for s in image.shape)
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise GeometryError(f"{path}: expected a 3-D volume, its header says shape {shape}")
+    # A product in Python integers cannot overflow.
+    voxels = 1
+    for size in shape:
+        voxels *= size
+    if voxels > MAX_VOXELS:
+        raise GeometryError(
+            f"{path}: its header says shape {shape}, {voxels} voxels; at most {MAX_VOXELS} allowed"
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    finite = bool(np.isfinite(affine).all())
+    if not finite or spacing.min() <= 1e-3 or spacing.max() > MAX_SPACING_MM:
+        raise GeometryError(
+            f"{path}: its header says a voxel of {[round(float(s), 4) for s in spacing]} mm; "
+            f"expected more than 0 and at most {MAX_SPACING_MM:g} mm"
+        )
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * float(spacing.prod()):
+        raise GeometryError(f"{path}: its affine is singular; the axes are not independent")
+    if not (int(image.header["qform_code"]) or int(image.header["sform_code"])):
+        _LOG.warning("%s: no orientation in the header; taken as it lies, RAS assumed", path)

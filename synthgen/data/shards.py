@@ -1,0 +1,386 @@
+"""Datasets of generated samples: a manifest and checksummed shards; writer, reader, checks.
+
+A label shard of n rows holds `pv (n, C, X, Y)` uint8 (value / 255), `index (n,)`, `attempt (n,)`,
+`condition (n, K)` (requested lesion fractions in schema order, then the slice position) and
+`realised (n, L)` (lesion fractions of the map as stored). An image shard copies these rows from
+its labels and adds `images (n, M, X, Y)` float16 in [0, 1], one per style, exactly 0 outside the
+brain, and `label_index (n,)`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from synthgen.core.errors import RequestError, SchemaError, StoreError
+from synthgen.core.manifest import Manifest, digest
+from synthgen.core.plan import ShardPlan
+from synthgen.core.schema import LabelSchema
+from synthgen.data.shard_file import check_shard, open_shard, read_shard, write_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    import h5py
+
+__all__ = [
+    "Arrays",
+    "ShardRow",
+    "ShardWriter",
+    "Shards",
+    "check_shard",
+    "dataset_digest",
+    "read_shard",
+    "shard_path",
+    "shard_rows",
+    "verify",
+    "write_shard",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+_OPEN_FILES = 8
+_OUTSIDE = 128
+"""Stored background PV from which a pixel lies outside the brain: more than 0.5 of 255."""
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Return the file of one shard."""
+    return folder / "shards" / f"{shard:05d}.h5"
+
+
+def dataset_digest(kind: str, identity: Mapping[str, Any]) -> str:
+    """Return the digest that every shard of a dataset carries, so that a stray one is noticed."""
+    return digest({"kind": kind, "identity": dict(identity)})
+
+
+def shard_rows(folder: Path, shard: int, dataset: str, schema: LabelSchema) -> int:
+    """Return how many rows a shard holds, after checking that it stands in its place.
+
+    Raises:
+        StoreError: unreadable, or of another dataset or place (`dataset` is its digest).
+        SchemaError: it has another label schema.
+    """
+    path = shard_path(folder, shard)
+    with open_shard(path) as file:
+        _require_place(path, file.attrs, shard, dataset, schema)
+        return len(file["index"])
+
+
+def _require_place(
+    path: Path, attrs: Mapping[str, Any], shard: int, dataset: str, schema: LabelSchema
+) -> None:
+    if attrs.get("schema") != schema.fingerprint:
+        raise SchemaError(
+            f"{path}: expected label schema '{schema.name}' ({schema.fingerprint}), "
+            f"got {attrs.get('schema')!r}"
+        )
+    if attrs.get("identity") != dataset or attrs.get("shard") != shard:
+        raise StoreError(
+            f"{path}: belongs to another dataset or another place in it; delete the file and "
+            "run the command that makes this dataset again"
+        )
+
+
+class ShardWriter:
+    """Write shards in a background thread while the next ones are computed.
+
+    At most two shards wait, so memory does not grow. An error in the thread is raised by the next
+    `put`, or on leaving the `with` block; when the block itself fails, or is interrupted, the
+    shards already handed over are still written.
+
+    Attributes:
+        written: number of files written.
+        bytes: their total size.
+        busy_s: seconds the thread spent compressing and writing.
+        blocked_s: seconds the caller waited for the thread.
+    """
+
+    def __init__(self, pending: int = 1) -> None:
+        self.written = 0
+        self.bytes = 0
+        self.busy_s = 0.0
+        self.blocked_s = 0.0
+        self._limit = pending
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="synthgen-writer")
+        self._futures: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        started = time.perf_counter()
+        self._pool.shutdown(wait=True)
+        self.blocked_s += time.perf_counter() - started
+        if error is None:
+            while self._futures:
+                self._futures.popleft().result()
+
+    def put(
+        self, path: Path, arrays: Mapping[str, npt.NDArray[Any]], attrs: Mapping[str, str | int]
+    ) -> None:
+        """Hand over a shard; waits while too many are pending. The arrays must not change later.
+
+        Raises:
+            StoreError: an earlier shard could not be written.
+        """
+        started = time.perf_counter()
+        while self._futures and (self._futures[0].done() or len(self._futures) > self._limit):
+            self._futures.popleft().result()
+        self.blocked_s += time.perf_counter() - started
+        self._futures.append(self._pool.submit(self._write, path, arrays, attrs))
+
+    def _write(
+        self, path: Path, arrays: Mapping[str, npt.NDArray[Any]], attrs: Mapping[str, str | int]
+    ) -> None:
+        started = time.perf_counter()
+        write_shard(path, arrays, attrs)
+        self.written += 1
+        self.bytes += path.stat().st_size
+        self.busy_s += time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One sample of a dataset.
+
+    Attributes:
+        index: sample index in the dataset.
+        attempt: number of redraws before this one.
+        pv: float32 `(C, X, Y)` in [0, 1], sums to 1 over C.
+        condition: what was asked: lesion fractions by tissue name, and `position`.
+        realised: lesion fractions of `pv` by tissue name.
+        images: float32 `(M, X, Y)` in [0, 1], one per style; None in a dataset of labels.
+        styles: the M style names.
+        label_index: index in the dataset of labels that `pv` was copied from; None in that one.
+    """
+
+    index: int
+    attempt: int
+    pv: npt.NDArray[np.float32]
+    condition: dict[str, float]
+    realised: dict[str, float]
+    images: npt.NDArray[np.float32] | None = None
+    styles: tuple[str, ...] = ()
+    label_index: int | None = None
+
+
+class Shards:
+    """Read a generated dataset: a sequence of `ShardRow`, usable as a torch `Dataset`.
+
+    Picklable; every process opens the files for itself, when needed. For a `DataLoader` pass a
+    `collate_fn` that picks what you train on, such as
+    `lambda rows: torch.stack([torch.from_numpy(row.pv) for row in rows])`.
+
+    Attributes:
+        folder: the dataset folder.
+        manifest: its manifest.
+        schema: label schema of the PV channels.
+        plan: which sample stands in which shard.
+        styles: style names of the images; empty in a dataset of labels.
+
+    Raises:
+        StoreError: no dataset there, or its manifest is damaged.
+        SchemaError: a `schema` was given and the dataset has another.
+    """
+
+    def __init__(self, folder: Path, schema: LabelSchema | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self.schema = LabelSchema.from_json(self.manifest.schema)
+        if schema is not None:
+            schema.require_same(self.schema, str(self.folder))
+        try:
+            identity = self.manifest.identity
+            self.plan = ShardPlan(
+                self.manifest.n, int(identity["shard_size"]), int(identity["batch_size"])
+            )
+            self.styles: tuple[str, ...] = tuple(identity.get("styles", ()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self.folder / 'manifest.json'}: not a usable dataset manifest ({error})"
+            ) from error
+        self._digest = dataset_digest(self.manifest.kind, identity)
+        self._files: OrderedDict[int, h5py.File] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return self.plan.n
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}
+
+    def __getitem__(self, index: int) -> ShardRow:
+        """Return one sample.
+
+        Raises:
+            IndexError: outside `-len(self) .. len(self) - 1`.
+            StoreError: its shard is missing or damaged.
+            SchemaError: its shard has another label schema.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
+        raw = {name: array[0] for name, array in self.raw([index % len(self)]).items()}
+        lesions = self.schema.lesions
+        condition = dict(
+            zip((*lesions, "position"), (float(v) for v in raw["condition"]), strict=True)
+        )
+        images = raw["images"].astype(np.float32) if "images" in raw else None
+        return ShardRow(
+            index=int(raw["index"]),
+            attempt=int(raw["attempt"]),
+            pv=raw["pv"].astype(np.float32) / np.float32(255),
+            condition=condition,
+            realised=dict(zip(lesions, (float(v) for v in raw["realised"]), strict=True)),
+            images=images,
+            styles=self.styles,
+            label_index=int(raw["label_index"]) if "label_index" in raw else None,
+        )
+
+    def raw(self, indices: Sequence[int]) -> Arrays:
+        """Return rows as stored, stacked in the order of `indices`.
+
+        Raises:
+            StoreError: a shard is missing or damaged.
+            SchemaError: a shard has another label schema.
+        """
+        rows: list[Arrays] = []
+        for index in indices:
+            shard = self.plan.shard_of(index)
+            file, row = self._open(shard), index - self.plan.rows(shard).start
+            try:
+                rows.append({name: np.asarray(dataset[row]) for name, dataset in file.items()})
+            except (OSError, ValueError, IndexError) as error:
+                raise StoreError(
+                    f"{shard_path(self.folder, shard)}: row {row} cannot be read ({error}); "
+                    "run the command that makes this dataset again to complete or mend it"
+                ) from error
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def arrays(self, shard: int) -> Arrays:
+        """Return all arrays of a shard as stored, after checking its checksum.
+
+        Raises:
+            StoreError: missing or damaged, or of another dataset.
+            SchemaError: it has another label schema.
+        """
+        path = shard_path(self.folder, shard)
+        check_shard(path)
+        with open_shard(path) as file:
+            _require_place(path, file.attrs, shard, self._digest, self.schema)
+            return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
+
+    def missing(self) -> list[int]:
+        """Return the shards that are absent, or shorter than they should be by now."""
+        return [
+            shard
+            for shard in range(self.plan.num_shards)
+            if not shard_path(self.folder, shard).exists()
+            or len(self._open(shard)["index"]) < len(self.plan.rows(shard))
+        ]
+
+    def close(self) -> None:
+        """Close the files that are open."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _open(self, shard: int) -> h5py.File:
+        if self._pid != os.getpid():  # after a fork the handles belong to the parent process
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        path = shard_path(self.folder, shard)
+        file = open_shard(path)
+        _require_place(path, file.attrs, shard, self._digest, self.schema)
+        self._files[shard] = file
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+
+def verify(
+    folder: Path,
+    schema: LabelSchema | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Check every byte and every row of a dataset.
+
+    Args:
+        folder: dataset folder.
+        schema: the label schema that it must have, if any.
+        progress: called with (samples checked, samples) after each shard.
+
+    Returns:
+        One line for each problem; empty when all is well.
+    """
+    try:
+        shards = Shards(folder, schema)
+    except (StoreError, SchemaError) as error:
+        return [str(error)]
+    problems: list[str] = []
+    for shard in range(shards.plan.num_shards):
+        try:
+            problems.extend(_row_problems(shards, shard, shards.arrays(shard)))
+        except (StoreError, SchemaError, RequestError) as error:
+            problems.append(str(error))
+        if progress is not None:
+            progress(shards.plan.rows(shard).stop, len(shards))
+    expected = {shard_path(folder, s).name for s in range(shards.plan.num_shards)}
+    problems.extend(
+        f"{path}: not part of this dataset of {len(shards)} samples; delete it"
+        for path in sorted((folder / "shards").glob("*"))
+        if path.name not in expected and not path.name.startswith(".")
+    )
+    return problems
+
+
+def _row_problems(shards: Shards, shard: int, arrays: Arrays) -> Iterator[str]:
+    """Yield what is wrong inside a shard whose checksum is right."""
+    path = shard_path(shards.folder, shard)
+    wanted = np.asarray(shards.plan.rows(shard))
+    names = ["attempt", "condition", "index", "pv", "realised"]
+    names += ["images", "label_index"] if shards.manifest.kind == "images" else []
+    if sorted(arrays) != sorted(names):
+        yield f"{path}: expected arrays {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}"
+        return
+    short = {name: len(array) for name, array in arrays.items() if len(array) != len(wanted)}
+    if short:
+        yield (
+            f"{path}: expected {len(wanted)} rows, got {short}; "
+            "run the command that makes this dataset again to complete it"
+        )
+        return
+    if not np.array_equal(arrays["index"], wanted):
+        yield f"{path}: expected the indices {wanted[0]} .. {wanted[-1]}, got {arrays['index']}"
+    for index, row in zip(wanted, arrays["pv"], strict=True):
+        try:
+            shards.schema.check(row, f"{path} sample {index}")
+        except SchemaError as error:
+            yield str(error)
+    if "images" in arrays:
+        yield from _image_problems(path, arrays, len(shards.styles))
+
+
+def _image_problems(path: Path, arrays: Arrays, styles: int) -> Iterator[str]:
+    for index, image, pv in zip(arrays["index"], arrays["images"], arrays["pv"], strict=True):
+        where = f"{path} sample {index}"
+        if image.shape != (styles, *pv.shape[1:]):
+            yield f"{where}: expected images of shape {(styles, *pv.shape[1:])}, got {image.shape}"
+        elif not ((image >= 0) & (image <= 1)).all():  # NaN fails both comparisons
+            yield f"{where}: image values must be finite and lie in [0, 1]"
+        elif image[:, pv[0] >= _OUTSIDE].any():
+            yield f"{where}: image is not exactly 0 outside the brain"
