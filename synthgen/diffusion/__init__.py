@@ -1,0 +1,8 @@
+"""Timesteps, training targets and seeded samplers of the diffusion models.
+
+A torchvision that cannot be imported is hidden first, so that diffusers loads.
+"""
+
+from synthgen.torchvision_guard import hide_broken_torchvision
+
+hide_broken_torchvision()

@@ -1,0 +1,8 @@
+"""Weight-bearing classes, one flat package: import paths are stored in checkpoints.
+
+A torchvision that cannot be imported is hidden first, so that diffusers loads.
+"""
+
+from synthgen.torchvision_guard import hide_broken_torchvision
+
+hide_broken_torchvision()
