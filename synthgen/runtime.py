@@ -1,0 +1,77 @@
+"""The one place that knows device, precision and workers: an `Accelerator` from plain settings."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+from torch import nn
+
+from synthgen.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Net = TypeVar("Net", bound=nn.Module)
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def worker() -> tuple[int, int]:
+    """Return `(rank, world size)` as a launcher sets them; `(0, 1)` when started alone.
+
+    Raises:
+        RequestError: the launcher's RANK and WORLD_SIZE are no integers or disagree.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise RequestError(
+            f"expected 0 <= RANK < WORLD_SIZE in the environment, got RANK={rank!r} and "
+            f"WORLD_SIZE={world!r}; start workers with `accelerate launch` or unset both"
+        )
+    return int(rank), int(world)
+
+
+def place(net: Net, device: torch.device) -> Net:
+    """Move a network to a device in channels-last layout, which bf16 convolutions need."""
+    net.to(device)
+    # torch's stubs leave out `memory_format`.
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
+
+
+def build_accelerator(
+    precision: Precision,
+    accumulation: int = 1,
+    trackers: Sequence[str] = (),
+    run_dir: Path | None = None,
+) -> Accelerator:
+    """Build an accelerator for training.
+
+    Args:
+        precision: "fp32", or autocast to "bf16" (CPU and GPU) or "fp16" (GPU only).
+        accumulation: micro-batches per optimiser step.
+        trackers: names of accelerate's trackers, for example "tensorboard".
+        run_dir: folder where trackers write; needed with trackers.
+
+    Raises:
+        RequestError: fp16 without a GPU.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise RequestError("precision 'fp16' needs a CUDA device; use 'bf16' or 'fp32' on a CPU")
+    mixed = "no" if precision == "fp32" else precision
+    # accelerate keeps its state per process and refuses a second precision; a process may train
+    # one stage in bf16 and the next in fp32.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state(reset_partial_state=False)
+    project = ProjectConfiguration(str(run_dir)) if run_dir else None
+    return Accelerator(
+        mixed_precision=mixed,
+        gradient_accumulation_steps=accumulation,
+        log_with=list(trackers) or None,
+        project_config=project,
+    )

@@ -1,0 +1,220 @@
+"""Exact checkpoints without pickle: tensors in safetensors, numbers in JSON, atomic."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from synthgen.core.errors import RequestError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+    from synthgen.training.loop import TrainStep
+
+FORMAT = "synthgen-checkpoint/1"
+_STATE = "state.json"
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: `step_0000500/` and so on, the last `keep` of them.
+
+    Each holds `model.*.safetensors`, `optimizer.*.safetensors`, `ema.*.safetensors` and
+    `state.json`. A checkpoint is written beside its place, synced and renamed.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self._folder = folder
+        self._keep = max(1, keep)
+
+    def latest(self) -> int | None:
+        """Return the step of the newest checkpoint, None if there is none."""
+        return max(self._steps(), default=None)
+
+    def save(
+        self, step: int, train_step: TrainStep, accelerator: Accelerator, identity: str
+    ) -> None:
+        """Write the checkpoint of `step` and drop the oldest ones.
+
+        Raises:
+            StoreError: it could not be written; earlier checkpoints stay.
+        """
+        if not accelerator.is_main_process:
+            accelerator.wait_for_everyone()
+            return
+        target = self._path(step)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _write(temporary, step, train_step, accelerator, identity)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.replace(target)
+            _sync(self._folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StoreError(
+                f"{target}: checkpoint could not be written ({error}); "
+                "free space, then run again with --resume"
+            ) from error
+        for old in sorted(self._steps())[: -self._keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+    def load(
+        self, step: int, train_step: TrainStep, accelerator: Accelerator, identity: str
+    ) -> int:
+        """Restore everything from the checkpoint of `step` and return that step.
+
+        Raises:
+            RequestError: it belongs to a run of another recipe or data.
+            StoreError: it is damaged.
+        """
+        folder = self._path(step)
+        try:
+            state = json.loads((folder / _STATE).read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(_damaged(folder / _STATE, error)) from error
+        if state.get("format") != FORMAT:
+            raise StoreError(
+                f"{folder / _STATE}: expected format '{FORMAT}', got {state.get('format')!r}"
+            )
+        if state["identity"] != identity:
+            raise RequestError(
+                f"{folder} belongs to a run of another recipe or other data "
+                f"({state['identity']} there, {identity} asked); choose another run folder"
+            )
+        _read(folder, state, train_step, accelerator)
+        return int(state["step"])
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:07d}"
+
+    def _steps(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        names = (p.name.removeprefix("step_") for p in self._folder.glob("step_*"))
+        return [int(name) for name in names if name.isdecimal()]
+
+
+def _write(
+    folder: Path, step: int, train_step: TrainStep, accelerator: Accelerator, identity: str
+) -> None:
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "step": step,
+        "identity": identity,
+        "optimizers": {},
+        "schedulers": {},
+        "ema": {},
+        "extra": train_step.state(),
+    }
+    for name, model in train_step.models.items():
+        weights = accelerator.unwrap_model(model).state_dict()
+        _save_tensors(folder / f"model.{name}.safetensors", weights)
+    for name, optimizer in train_step.optimizers.items():
+        tensors, scalars = _split_optimizer(optimizer.state_dict())
+        _save_tensors(folder / f"optimizer.{name}.safetensors", tensors)
+        state["optimizers"][name] = scalars
+    for name, ema in train_step.ema.items():
+        raw = dict(ema.state_dict())
+        shadow = raw.pop("shadow_params")
+        tensors = {f"{i:05d}": tensor for i, tensor in enumerate(shadow)}
+        _save_tensors(folder / f"ema.{name}.safetensors", tensors)
+        state["ema"][name] = raw
+    for name, scheduler in train_step.schedulers.items():
+        state["schedulers"][name] = scheduler.state_dict()
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler.state_dict()
+    path = folder / _STATE
+    path.write_text(json.dumps(state, indent=1))
+    for written in folder.iterdir():
+        _sync(written)
+
+
+def _read(
+    folder: Path, state: Mapping[str, Any], train_step: TrainStep, accelerator: Accelerator
+) -> None:
+    for name, model in train_step.models.items():
+        weights = _load_tensors(folder / f"model.{name}.safetensors")
+        accelerator.unwrap_model(model).load_state_dict(weights)
+    for name, optimizer in train_step.optimizers.items():
+        tensors = _load_tensors(folder / f"optimizer.{name}.safetensors")
+        optimizer.load_state_dict(_join_optimizer(tensors, state["optimizers"][name]))
+    for name, ema in train_step.ema.items():
+        path = folder / f"ema.{name}.safetensors"
+        tensors = _load_tensors(path)
+        ema.load_state_dict({**state["ema"][name], "shadow_params": ema.shadow_params})
+        if len(tensors) != len(ema.shadow_params):
+            raise StoreError(_damaged(path, "another number of tensors"))
+        for i, shadow in enumerate(ema.shadow_params):
+            shadow.copy_(tensors[f"{i:05d}"])
+    for name, scheduler in train_step.schedulers.items():
+        scheduler.load_state_dict(dict(state["schedulers"][name]))
+    if accelerator.scaler is not None and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    train_step.load_state(state["extra"])
+
+
+def _split_optimizer(
+    state: Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors `"<parameter>.<name>"` and JSON-able scalars."""
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    return tensors, {"groups": state["param_groups"], "state": scalars}
+
+
+def _join_optimizer(
+    tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]
+) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in scalars["state"].items()}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    groups = [
+        {k: tuple(v) if k == "betas" else v for k, v in group.items()}
+        for group in scalars["groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    # safetensors wants contiguous tensors that share no memory.
+    save_file({k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}, path)
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: object) -> str:
+    return f"{path}: damaged checkpoint ({error}); delete that step's folder and resume again"
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,225 @@
+"""The training loop of every stage: seeded steps, logs, sheets, checkpoints, exact resume.
+
+A stage hands over a `TrainStep`. Batches and draws are functions of (seed, step), never of a
+running generator, so a checkpoint holds weights, optimiser and EMA tensors only, and a killed
+run that is resumed computes the same losses as one that was left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from synthgen.core.errors import RequestError
+from synthgen.core.rng import SampleKey, Stream
+from synthgen.training.checkpoint import CheckpointFolder
+from synthgen.training.log import LossLog, Progress, write_sheet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from types import FrameType
+
+    import numpy as np
+    import numpy.typing as npt
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+
+logger = logging.getLogger(__name__)
+
+
+class TrainStep(Protocol):
+    """What a stage trains. Everything that must survive a kill hangs on these attributes."""
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]:
+        """Trainable and frozen networks by name, as `accelerator.prepare` returned them."""
+
+    @property
+    def optimizers(self) -> Mapping[str, Any]:
+        """Optimisers by name, prepared."""
+
+    @property
+    def schedulers(self) -> Mapping[str, Any]:
+        """Learning-rate schedulers by name, not prepared; `step` advances them."""
+
+    @property
+    def ema(self) -> Mapping[str, EMAModel]:
+        """Moving averages by name."""
+
+    def step(self, accelerator: Accelerator, step: int) -> Mapping[str, float | torch.Tensor]:
+        """Make optimiser iteration `step` and return its losses, detached.
+
+        One iteration is one step of every optimiser. It loops over its
+        `accelerator.gradient_accumulation_steps` micro-batches (number
+        `step * accumulation + m`), each under ONE joint `accelerator.accumulate(*models)`.
+        All draws come from `SampleKey(seed, ...)`; library dropout is seeded by the loop.
+        """
+
+    def sheet(self, step: int) -> npt.NDArray[np.float32] | None:
+        """Return a sample sheet: `(rows, columns, X, Y)` grey or `(..., 3)` RGB in [0, 1]."""
+
+    def state(self) -> dict[str, Any]:
+        """Return further JSON-able state (running means and the like), `{}` if none."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long to train and how often to report.
+
+    Attributes:
+        steps: optimiser iterations in all.
+        log_every: iterations between writes of the loss log and to the trackers.
+        sheet_every: iterations between sample sheets; 0 for none.
+        checkpoint_every: iterations between checkpoints.
+        keep: how many of the last checkpoints stay.
+        seed: seed of every draw.
+        max_minutes: wall-clock budget of this call; training then ends early but cleanly.
+        identity: digest of recipe and data; a run of another identity is not resumed.
+    """
+
+    steps: int
+    log_every: int = 10
+    sheet_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    seed: int = 0
+    max_minutes: float | None = None
+    identity: str = ""
+
+
+def run(
+    train_step: TrainStep,
+    settings: LoopSettings,
+    run_dir: Path,
+    accelerator: Accelerator,
+    resume: bool = False,
+) -> int:
+    """Train until `settings.steps`, the time budget or a signal.
+
+    Args:
+        train_step: the stage's step.
+        settings: lengths and intervals.
+        run_dir: folder for `losses.jsonl`, `sheets/` and `checkpoints/`.
+        accelerator: from `runtime.build_accelerator`.
+        resume: continue from the last checkpoint, if there is one.
+
+    Returns:
+        The number of finished iterations (less than `settings.steps` when time ran out).
+
+    Raises:
+        RequestError: `run_dir` holds a run and `resume` is False, or a run of another identity.
+        StoreError: a checkpoint is damaged or cannot be written.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    checkpoints = CheckpointFolder(run_dir / "checkpoints", settings.keep)
+    latest = checkpoints.latest()
+    if latest is not None and not resume:
+        raise RequestError(
+            f"{run_dir} holds a run at step {latest}; continue it with --resume, "
+            "or choose another run folder"
+        )
+    first = 0
+    if latest is not None:
+        first = checkpoints.load(latest, train_step, accelerator, settings.identity)
+        logger.info("%s: resumed at step %d of %d", run_dir.name, first, settings.steps)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    main = accelerator.is_main_process
+    log = LossLog(run_dir / "losses.jsonl", first, enabled=main)
+    progress = Progress(run_dir.name, first, settings.steps, enabled=main)
+    clock = _Clock(settings.max_minutes)
+    step, saved = first, first
+    with _graceful_signals() as stop, log, progress:
+        while step < settings.steps and not stop.is_set() and not clock.is_over(accelerator):
+            losses = _seeded_step(train_step, accelerator, settings.seed, step)
+            step += 1
+            log.add(step, losses)
+            if step % settings.log_every == 0 or step == settings.steps:
+                window = log.flush()
+                progress.show(step, window)
+                accelerator.log(window, step=step)
+            if settings.sheet_every and step % settings.sheet_every == 0:
+                _write_sheet(train_step, run_dir, step, accelerator)
+            if step % settings.checkpoint_every == 0:
+                log.flush()
+                checkpoints.save(step, train_step, accelerator, settings.identity)
+                saved = step
+        log.flush()
+        if step > saved:
+            checkpoints.save(step, train_step, accelerator, settings.identity)
+        if step > first and settings.sheet_every and step % settings.sheet_every:
+            _write_sheet(train_step, run_dir, step, accelerator)
+    if stop.is_set():
+        raise KeyboardInterrupt(f"{run_dir.name}: interrupted at step {step}, checkpoint written")
+    return step
+
+
+def _seeded_step(
+    train_step: TrainStep, accelerator: Accelerator, seed: int, step: int
+) -> Mapping[str, float | torch.Tensor]:
+    """Run one step with the library's own draws (dropout) seeded, the caller's state kept."""
+    cuda = [torch.cuda.current_device()] if accelerator.device.type == "cuda" else []
+    seed32 = SampleKey(seed, step).seed32(Stream.TRAIN)
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed32)
+        for device in cuda:
+            torch.cuda.default_generators[device].manual_seed(seed32)
+        return train_step.step(accelerator, step)
+
+
+def _write_sheet(train_step: TrainStep, run_dir: Path, step: int, accelerator: Accelerator) -> None:
+    if not accelerator.is_main_process:
+        return
+    sheet = train_step.sheet(step)
+    if sheet is not None:
+        write_sheet(run_dir / "sheets" / f"step_{step:07d}.png", sheet)
+
+
+class _Clock:
+    """The wall-clock budget; all workers follow the main one, so that none waits for another."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+
+    def is_over(self, accelerator: Accelerator) -> bool:
+        if self._deadline is None:
+            return False
+        over = time.monotonic() >= self._deadline
+        if accelerator.num_processes == 1:
+            return over
+        flag = torch.tensor(float(over and accelerator.is_main_process))
+        total = accelerator.reduce(flag.to(accelerator.device), "sum")
+        return bool(total.item() > 0)
+
+
+@contextmanager
+def _graceful_signals() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        logger.warning("signal %d: finishing the step, then a checkpoint", signum)
+        stop.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,256 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image
+from toy_training import ToyStep, toy_settings
+
+from synthgen.core.errors import RequestError, StoreError
+from synthgen.runtime import build_accelerator
+from synthgen.training.log import read_losses
+from synthgen.training.loop import run
+
+STEPS = 12
+SETTINGS = toy_settings(STEPS)
+
+
+def train(run_dir, settings=SETTINGS, *, resume=False, step=None, accumulation=1):
+    accelerator = build_accelerator("fp32", accumulation)
+    step = step or ToyStep(accelerator)
+    return step, run(step, settings, run_dir, accelerator, resume)
+
+
+def losses(run_dir):
+    return [
+        {k: v for k, v in row.items() if k != "s"} for row in read_losses(run_dir / "losses.jsonl")
+    ]
+
+
+class Interrupted(ToyStep):
+    """Fails like a crash at one step, or asks to stop like a scheduler does."""
+
+    def __init__(self, accelerator, at, action):
+        super().__init__(accelerator)
+        self.at, self.action = at, action
+
+    def step(self, accelerator, step):
+        if step == self.at:
+            self.action()
+        return super().step(accelerator, step)
+
+
+def crash():
+    raise RuntimeError("power failure")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Return the run folder and the weights of a run that nobody interrupted."""
+    run_dir = tmp_path_factory.mktemp("straight")
+    step, finished = train(run_dir)
+    assert finished == STEPS
+    return run_dir, step
+
+
+def assert_same_run(straight, run_dir, step):
+    straight_dir, straight_step = straight
+    assert losses(run_dir) == losses(straight_dir)
+    assert [row["step"] for row in losses(run_dir)] == list(range(1, STEPS + 1))
+    for name in ("generator", "critic"):
+        ours, theirs = step.models[name].state_dict(), straight_step.models[name].state_dict()
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    ours, theirs = step.ema["generator"], straight_step.ema["generator"]
+    shadows = zip(ours.shadow_params, theirs.shadow_params, strict=True)
+    assert all(torch.equal(a, b) for a, b in shadows)
+    assert step.extra == straight_step.extra
+
+
+def test_the_toy_learns(straight):
+    rows = losses(straight[0])
+    assert rows[-1]["generator"] < rows[0]["generator"]
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 11])
+def test_a_crashed_run_continues_with_the_same_losses(straight, tmp_path, at):
+    accelerator = build_accelerator("fp32")
+    with pytest.raises(RuntimeError, match="power failure"):
+        train(tmp_path, step=Interrupted(accelerator, at, crash))
+    step, finished = train(tmp_path, resume=True)
+    assert finished == STEPS
+    assert_same_run(straight, tmp_path, step)
+
+
+def test_a_signal_writes_a_checkpoint_and_interrupts(straight, tmp_path):
+    accelerator = build_accelerator("fp32")
+    step = Interrupted(accelerator, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="interrupted at step 8"):
+        train(tmp_path, step=step)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "checkpoints" / "step_0000008").is_dir()
+    step, _ = train(tmp_path, resume=True)
+    assert_same_run(straight, tmp_path, step)
+
+
+def test_a_spent_budget_ends_cleanly_and_can_be_resumed(straight, tmp_path):
+    _, finished = train(tmp_path, replace(SETTINGS, max_minutes=0.0))
+    assert finished == 0
+    step, finished = train(tmp_path, resume=True)
+    assert finished == STEPS
+    assert_same_run(straight, tmp_path, step)
+
+
+def test_a_finished_run_stays_as_it_is(straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "copy")
+    step, finished = train(tmp_path / "copy", resume=True)
+    assert finished == STEPS
+    assert_same_run(straight, tmp_path / "copy", step)
+
+
+def test_a_run_folder_is_never_overwritten_by_accident(straight):
+    with pytest.raises(RequestError, match=rf"at step {STEPS}.*--resume"):
+        train(straight[0])
+
+
+def test_a_run_of_another_recipe_is_not_resumed(straight):
+    with pytest.raises(RequestError, match="another recipe or other data"):
+        train(straight[0], replace(SETTINGS, identity="other"), resume=True)
+
+
+def test_only_the_last_checkpoints_stay(straight):
+    names = sorted(p.name for p in (straight[0] / "checkpoints").iterdir())
+    assert names == ["step_0000010", "step_0000012"]
+
+
+def test_checkpoints_hold_no_pickle(straight):
+    files = {p.suffix for p in (straight[0] / "checkpoints").rglob("*") if p.is_file()}
+    assert files == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.critic.safetensors", "ema.generator.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_named(straight, tmp_path, name, damage):
+    shutil.copytree(straight[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "checkpoints" / "step_0000012" / name
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(StoreError, match=name):
+        train(tmp_path / "copy", resume=True)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(straight, tmp_path, monkeypatch):
+    shutil.copytree(straight[0], tmp_path / "copy")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("synthgen.training.checkpoint.save_file", full)
+    with pytest.raises(StoreError, match=r"step_0000014.*No space left"):
+        train(tmp_path / "copy", replace(SETTINGS, steps=14), resume=True)
+    left = sorted(p.name for p in (tmp_path / "copy" / "checkpoints").iterdir())
+    assert left == ["step_0000010", "step_0000012"]
+
+
+def test_each_optimiser_steps_once_an_iteration_with_accumulation(tmp_path):
+    accelerator = build_accelerator("fp32", 3)
+    step = ToyStep(accelerator)
+    train(tmp_path, replace(SETTINGS, steps=4), step=step, accumulation=3)
+    assert step.optimizer_steps == {"generator": 4, "critic": 4}
+    assert step.micro_batches == 12
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(tmp_path):
+    weights = []
+    for accumulation in (1, 2):
+        accelerator = build_accelerator("fp32", accumulation)
+        step = ToyStep(accelerator, batch_size=4 // accumulation, dropout=0.0)
+        settings = replace(SETTINGS, steps=3)
+        train(tmp_path / str(accumulation), settings, step=step, accumulation=accumulation)
+        weights.append(step.models["generator"].weight.detach())
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+@pytest.fixture
+def toy():
+    return ToyStep(build_accelerator("fp32"))  # draws initial weights globally, as libraries do
+
+
+def test_training_leaves_the_global_generators_alone(tmp_path, toy, untouched_rng):
+    train(tmp_path, replace(SETTINGS, steps=3), step=toy)
+
+
+def test_training_works_outside_the_main_thread(straight, tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(train(tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same_run(straight, tmp_path, done[0][0])
+
+
+def test_sheets_are_written_upright(tmp_path):
+    train(tmp_path, replace(SETTINGS, steps=4, sheet_every=2))
+    picture = image.imread(tmp_path / "sheets" / "step_0000004.png")
+    # Two columns of slices with X = 3, Y = 5; the toy marks x = 0 and the largest y.
+    assert picture.shape == (5, 6, 4)
+    assert picture[0, 0, :3].tolist() == [1, 1, 1]
+    assert np.count_nonzero(picture[..., 0]) == 2
+
+
+def test_autocast_really_computes_in_bfloat16_on_a_cpu():
+    accelerator = build_accelerator("bf16")
+    model = accelerator.prepare(torch.nn.Conv2d(1, 1, 1))
+    seen = []
+    model.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    inner = torch.nn.Conv2d(1, 1, 1)
+    with accelerator.autocast():
+        assert inner(torch.zeros(1, 1, 2, 2)).dtype == torch.bfloat16
+    assert model(torch.zeros(1, 1, 2, 2)).dtype == torch.float32  # handed out for the losses
+    assert build_accelerator("fp32").mixed_precision == "no"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_fp16_without_a_gpu_is_refused():
+    with pytest.raises(RequestError, match="fp16"):
+        build_accelerator("fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_killed_process_resumes_with_the_same_losses(straight, tmp_path):
+    """SIGKILL at several moments; checkpoints half written must never be read."""
+    script = Path(__file__).parent.parent / "toy_training.py"
+    for delay in (0.0, 0.15, 0.3, 0.45):
+        process = subprocess.Popen(  # noqa: S603 - our own script
+            [sys.executable, str(script), str(tmp_path), str(STEPS)], stdout=subprocess.PIPE
+        )
+        process.stdout.readline()  # the first step is done
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    step, finished = train(tmp_path, resume=True)
+    assert finished == STEPS
+    assert_same_run(straight, tmp_path, step)
+
+
+def test_a_log_cut_by_a_crash_is_readable(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "los')
+    assert read_losses(path) == [{"step": 1}]
+    path.write_text('{"step": 2, "los\n' + json.dumps({"step": 1}) + "\n")
+    with pytest.raises(StoreError, match="line 1 is not JSON"):
+        read_losses(path)
