@@ -1,0 +1,187 @@
+"""The latent cache: posteriors of augmented training slices, encoded once.
+
+Cached are (mu, logvar), never one draw: a training step takes mu, or draws `z = mu + sigma * eps`
+anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from synthgen.core.rng import SampleKey, Stream
+from synthgen.data.loaders import LabelBatches, draw_shuffled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+    from synthgen.models.autoencoder import Autoencoder
+
+logger = logging.getLogger(__name__)
+Latents = Literal["posterior", "mean"]
+_CHUNK = 16
+_SHOWS_LESION = 1e-4
+_NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """A batch of latents.
+
+    Attributes:
+        z: unscaled means or draws `(B, Z, X, Y)` float32.
+        fractions: lesion shares `(B, L)`.
+        position: slice positions `(B,)`.
+    """
+
+    z: torch.Tensor
+    fractions: torch.Tensor
+    position: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Posteriors `(N, Z, X, Y)` float16, lesion shares `(N, L)` and positions `(N,)`."""
+
+    mu: torch.Tensor
+    logvar: torch.Tensor
+    fractions: torch.Tensor
+    position: torch.Tensor
+
+    def measured_scale(self, latents: Latents) -> float:
+        """Return 1 / std over all draws from the posteriors, or over their means."""
+        total = square = noise = 0.0
+        for start in range(0, len(self.mu), 256):
+            mu = self.mu[start : start + 256].double()
+            total += float(mu.sum())
+            square += float(mu.square().sum())
+            if latents == "posterior":
+                noise += float(self.logvar[start : start + 256].double().exp().sum())
+        count = self.mu.numel()
+        return float(((square + noise) / count - (total / count) ** 2) ** -0.5)
+
+    def templates(self, positions: int) -> torch.Tensor:
+        """Return mean posteriors `(positions, Z, X, Y)`, unscaled, at evenly spaced positions.
+
+        A Gaussian of one spacing weights the slices around each.
+        """
+        table = []
+        for place in torch.linspace(0, 1, positions):
+            weight = torch.exp(-0.5 * ((self.position.cpu() - place) * (positions - 1)) ** 2)
+            near = torch.nonzero(weight > _NEGLIGIBLE)[:, 0]
+            if not len(near):
+                near = (self.position.cpu() - place).abs().argmin()[None]
+            share = weight[near].clamp_min(_NEGLIGIBLE)
+            share = (share / share.sum()).to(self.mu.device)
+            table.append(
+                torch.einsum("n,nzxy->zxy", share, self.mu[near.to(self.mu.device)].float())
+            )
+        return torch.stack(table)
+
+    def to(self, device: torch.device) -> LatentCache:
+        """Move the cache to a device, so that training never waits for data."""
+        return LatentCache(
+            *(t.to(device) for t in (self.mu, self.logvar, self.fractions, self.position))
+        )
+
+
+class LatentBatches:
+    """Stateless batches from a cache; see `LabelBatches` for `lesion_share`."""
+
+    def __init__(
+        self,
+        cache: LatentCache,
+        batch_size: int,
+        seed: int,
+        *,
+        latents: Latents = "posterior",
+        lesion_share: float = 0.0,
+    ) -> None:
+        self._cache, self._seed, self._latents = cache, seed, latents
+        shows = (cache.fractions > _SHOWS_LESION).any(dim=1).cpu().numpy()
+        self._all = np.arange(len(shows))
+        self._with_lesion = np.flatnonzero(shows)
+        self._num_lesion = round(lesion_share * batch_size) if shows.any() else 0
+        self._num_any = batch_size - self._num_lesion
+
+    def batch(self, step: int) -> LatentBatch:
+        """Return batch `step`; the same for the same (seed, step)."""
+        rows = [
+            *draw_shuffled(self._all, self._seed, 0, step * self._num_any, self._num_any),
+            *draw_shuffled(
+                self._with_lesion, self._seed, 1, step * self._num_lesion, self._num_lesion
+            ),
+        ]
+        cache = self._cache
+        index = torch.as_tensor(rows, device=cache.mu.device)
+        z = cache.mu[index].float()
+        if self._latents == "posterior":
+            generator = SampleKey(self._seed, step).torch(Stream.NOISE)
+            eps = torch.randn(z.shape, generator=generator).to(z.device)
+            z = z + torch.exp(0.5 * cache.logvar[index].float()) * eps
+        return LatentBatch(z, cache.fractions[index], cache.position[index])
+
+
+def encode_slices(
+    vae: Autoencoder,
+    batches: LabelBatches,
+    indices: list[int],
+    copies: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> LatentCache:
+    """Encode `copies` augmented versions of each slice; a pure function of its arguments.
+
+    Args:
+        vae: in eval mode, on the accelerator's device.
+        batches: gives augmented slices.
+        indices: slices of the store.
+        copies: versions of each, with their own keys.
+        seed: seed of the augmentation.
+        accelerator: for its autocast precision.
+    """
+    jobs = [(i, SampleKey(seed, i * copies + k)) for k in range(copies) for i in indices]
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, len(jobs), _CHUNK):
+        chunk = jobs[start : start + _CHUNK]
+        batch = batches.augmented([i for i, _ in chunk], [key for _, key in chunk])
+        pv = batch.pv.to(accelerator.device, memory_format=torch.channels_last)
+        with torch.inference_mode(), accelerator.autocast():
+            posterior = vae.encode(pv).latent_dist
+        halves = (posterior.mean.half().cpu(), posterior.logvar.half().cpu())
+        parts.append((*halves, batch.fractions, batch.position))
+        if start // _CHUNK % 50 == 0:
+            logger.info("encoded %d of %d augmented slices", start, len(jobs))
+    return LatentCache(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def load_cache(path: Path, identity: str) -> LatentCache | None:
+    """Return the cache that `save_cache` wrote, None if absent, damaged or of other data."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return None
+            names = ("mu", "logvar", "fractions", "position")
+            return LatentCache(*(file.get_tensor(name) for name in names))
+    except (OSError, SafetensorError):
+        logger.warning("%s: damaged latent cache, encoding anew", path)
+        return None
+
+
+def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
+    """Write the cache beside its place and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {name: getattr(cache, name).contiguous() for name in cache.__dataclass_fields__}
+    save_file(tensors, temporary, metadata={"identity": identity})
+    temporary.replace(path)
