@@ -1,0 +1,98 @@
+"""The command line. Command modules import nothing heavy until their command runs.
+
+Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 130 interrupted (run it again to resume).
+"""
+
+import logging
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from synthgen import __version__
+from synthgen.core.errors import SynthgenError
+
+_COMMANDS = (
+    "demo",
+    "doctor",
+    "info",
+    "prepare",
+    "train",
+    "labels",
+    "images",
+    "styles",
+    "verify",
+    "preview",
+    "replay",
+)
+"""One module of this package each, in the order of `--help`: a `command` function, or an `app`
+where the command has subcommands."""
+
+_INTERRUPTED = 130
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"synthgen {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Make synthetic, labelled medical images: label maps first, then images in many styles."""
+
+
+def build_app() -> typer.Typer:
+    """Build the application of all commands."""
+    app = typer.Typer(
+        name="synthgen",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in _COMMANDS:
+        module_name = f"{__name__}.{name}"
+        if find_spec(module_name) is None:
+            continue
+        module = import_module(module_name)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name=name)(module.command)
+    return app
+
+
+def main() -> None:
+    """Run the command line; what goes wrong becomes one line on stderr and an exit code."""
+    _log_to_stderr()
+    try:
+        build_app()()
+    except SynthgenError as error:
+        print(f"synthgen: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # typer turns Ctrl-C into exit code 130 itself, without a word.
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
+            raise
+        print("synthgen: interrupted; the same command continues where it was", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _log_to_stderr() -> None:
+    """Show progress and warnings of synthgen's own modules."""
+    logger = logging.getLogger("synthgen")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

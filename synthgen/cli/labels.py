@@ -1,0 +1,177 @@
+"""`synthgen labels`: draw soft label maps from a trained label generator.
+
+Several workers share one dataset when a launcher starts them; each owns whole shards, and the
+bytes are those of a single worker:
+
+    torchrun --nproc-per-node 4 -m -- synthgen labels --n 20000
+    accelerate-launch --multi_gpu --num_processes 4 -m synthgen labels --n 20000
+
+Both also start CPU workers (`--multi_gpu` only chooses the launcher). torchrun needs the `--`:
+it takes `--n` for a short form of its own options. `accelerate launch --cpu --num_processes 4`
+starts one worker only, and says nothing: accelerate leaves CPU processes to MPI. On several
+machines, or in a job array, set RANK and WORLD_SIZE for each worker yourself.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+
+import typer
+
+from synthgen.cli.generation import THREADS, Precision, parse_lesions, parse_range
+from synthgen.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from synthgen.labels import ConditionRange, LabelGenerator
+
+
+class LoadOptions(TypedDict):
+    """How a label model was loaded; None where its own setting was taken."""
+
+    sampler: Literal["dpm", "ddim", "unipc"] | None
+    steps: int | None
+    guidance: float | None
+    dtype: Literal["fp32", "bf16"]
+
+
+class Sampler(StrEnum):
+    """How to walk from noise to a map."""
+
+    DPM = "dpm"
+    DDIM = "ddim"
+    UNIPC = "unipc"
+
+
+def command(  # noqa: PLR0913 - one parameter for each option
+    *,
+    n: Annotated[int, typer.Option(help="Samples in all; more than before continues.")],
+    lesion: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=LOW:HIGH, share of the brain in the slice, such as wmh=0.01:0.05; NAME "
+            "alone takes the range of the training data. May be repeated; lesions not named "
+            "are absent."
+        ),
+    ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            "--slice",
+            help="LOW:HIGH, 0 at the foot of the brain, 1 at its top. Default: the model's.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the dataset.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Dataset folder. Default: WORKSPACE/labels.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder. Default: WORKSPACE/models/labels.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Samples in one file.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 8,
+    sampler: Annotated[Sampler | None, typer.Option(help="Sampler. Default: the model's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance, 1 for none. Default: the model's."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Number format of the networks.")
+    ] = Precision.FP32,
+    threads: Annotated[
+        int,
+        typer.Option(help="CPU threads of each worker; part of what decides the bytes."),
+    ] = THREADS,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make shards again whose checksum is wrong.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print time, bytes and files; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    workspace: Annotated[Path, typer.Option(help="The workspace folder.")] = Path("work"),
+) -> None:
+    """Make a dataset of soft label maps, or continue one."""
+    # Wrong words fail before anything heavy loads.
+    lesions = parse_lesions(lesion or ())
+    position = parse_range(slices, "--slice") if slices is not None else None
+    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device
+    from synthgen.core.workspace import Workspace
+
+    folder = find_model(model, workspace, "labels")
+    from synthgen.generate import GenerationSettings, LabelJob
+    from synthgen.runtime import worker
+
+    rank, world = worker()
+    settings = GenerationSettings(
+        seed, batch_size, shard_size, threads, repair, worker=rank, num_workers=world
+    )
+    settings.plan(n)
+    load: LoadOptions = {
+        "sampler": sampler.value if sampler else None,
+        "steps": steps,
+        "guidance": guidance,
+        "dtype": precision.value,
+    }
+    place = pick_device(device)
+    generator = label_generator(folder, load, place)
+    conditions = _conditions(generator.conditions, lesions, position)
+    if not as_json and rank == 0:
+        print(f"model: {folder}")
+        print(f"conditions: {_shown(conditions)}")
+        print(f"training data: {_shown(generator.conditions)}")
+        print(idle_cores(settings, place, "labels") or f"device: {place}")
+    job = LabelJob(generator, conditions, settings)
+    notes = {"model": str(folder), "load": json.dumps(load, sort_keys=True)}
+    target = out or Workspace(workspace).labels
+    complete(job, n, target, notes, dry_run=dry_run, as_json=as_json)
+
+
+def label_generator(folder: Path, load: LoadOptions, device: str) -> "LabelGenerator":
+    """Load a label generator as a dataset's provenance says it was loaded.
+
+    Raises:
+        StoreError: the folder is no such model, or a file is missing or damaged.
+        RequestError: a sampler that does not fit the model.
+    """
+    from synthgen.labels import load_label_generator
+
+    return load_label_generator(
+        folder,
+        sampler=load["sampler"],
+        steps=load["steps"],
+        guidance=load["guidance"],
+        dtype=load["dtype"],
+        device=device,
+    )
+
+
+def _conditions(
+    trained: "ConditionRange",
+    lesions: dict[str, tuple[float, float] | None],
+    position: tuple[float, float] | None,
+) -> "ConditionRange":
+    """Return the ranges asked for; what has no range gets that of the training data.
+
+    Raises:
+        RequestError: a lesion without a range that the training data never showed.
+    """
+    from synthgen.labels import ConditionRange
+
+    ranges = {}
+    for name, ends in lesions.items():
+        if ends is None and name not in trained.lesions:
+            seen = ", ".join(trained.lesions) or "none"
+            raise RequestError(
+                f"--lesion {name}: not in the model's training data, which shows {seen}"
+            )
+        ranges[name] = ends or trained.lesions[name]
+    return ConditionRange(ranges, position or trained.position)
+
+
+def _shown(conditions: "ConditionRange") -> str:
+    ranges = {"slice": conditions.position, **conditions.lesions}
+    shown = [f"{name} {low:.3g}:{high:.3g}" for name, (low, high) in ranges.items()]
+    return ", ".join(shown if conditions.lesions else [*shown, "no lesions"])

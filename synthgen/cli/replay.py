@@ -1,0 +1,71 @@
+"""`synthgen replay`: make one stored sample again and compare it bit for bit."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from synthgen.core.errors import RequestError, StoreError
+
+if TYPE_CHECKING:
+    from synthgen.data.shards import Shards
+    from synthgen.generate import Job
+
+
+def command(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    *,
+    index: Annotated[int, typer.Option(help="Sample to make again.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder. Default: the one that made the dataset.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make sample INDEX again from manifest and model; exit code 3 if a bit differs."""
+    from synthgen.data.shards import Shards
+    from synthgen.generate import replay
+
+    shards = Shards(dataset)
+    if not 0 <= index < len(shards):
+        raise RequestError(f"--index: {dataset} holds the samples 0 .. {len(shards) - 1}")
+    differing = replay(_job(shards, model, device), shards, index)
+    if as_json:
+        print(json.dumps({"dataset": str(dataset), "index": index, "differing": differing}))
+    elif differing:
+        for line in differing:
+            print(f"{dataset} sample {index}: {line}")
+    else:
+        print(f"{dataset} sample {index}: made again, equal bit for bit")
+    if differing:
+        raise typer.Exit(3)
+
+
+def _job(shards: "Shards", model: Path | None, device: str) -> "Job":
+    """Return the job that made a dataset, with its model loaded as it was then."""
+    from synthgen.cli.generation import load_note, pick_device
+    from synthgen.generate import replay_images, replay_labels
+
+    load = load_note(shards.manifest, shards.folder)
+    folder = model or Path(shards.manifest.provenance.get("model", ""))
+    if shards.manifest.kind == "images":
+        from synthgen.cli.images import image_generator
+
+        generator, _ = image_generator(
+            load, folder, Path("work"), shards.schema, pick_device(device)
+        )
+        return replay_images(shards, generator)
+    if shards.manifest.kind != "labels":
+        raise StoreError(f"{shards.folder}: of kind '{shards.manifest.kind}', cannot be replayed")
+    from synthgen.cli.generation import find_model
+    from synthgen.cli.labels import LoadOptions, label_generator
+
+    folder = find_model(folder, Path("work"), "labels")
+    options = LoadOptions(
+        sampler=load["sampler"],
+        steps=load["steps"],
+        guidance=load["guidance"],
+        dtype=load["dtype"],
+    )
+    return replay_labels(shards, label_generator(folder, options, pick_device(device)))

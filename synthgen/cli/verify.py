@@ -1,0 +1,37 @@
+"""`synthgen verify`: check every byte and every row of a generated dataset."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check checksums, row counts, label maps and images; exit code 3 if anything is wrong."""
+    from synthgen.cli.generation import progress_on_stderr
+    from synthgen.core.manifest import Manifest
+    from synthgen.data.shards import verify
+
+    manifest = Manifest.read(dataset)
+    with progress_on_stderr("verify") as progress:
+        problems = verify(dataset, progress=progress)
+    if as_json:
+        report = {
+            "dataset": str(dataset),
+            "kind": manifest.kind,
+            "n": manifest.n,
+            "problems": problems,
+        }
+        print(json.dumps(report))
+    else:
+        for problem in problems:
+            print(problem)
+        if not problems:
+            print(f"{dataset}: {manifest.n} samples of {manifest.kind}, all right")
+    if problems:
+        raise typer.Exit(3)

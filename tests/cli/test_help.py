@@ -1,0 +1,112 @@
+"""The command line as a user meets it, in a fresh process."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from synthgen import cli, torchvision_guard
+from synthgen.cli import doctor
+from synthgen.core.errors import RequestError, StoreError
+
+HEAVY = ("torch", "diffusers", "monai", "accelerate", "h5py", "scipy", "matplotlib", "nibabel")
+
+
+def run(*arguments, code=""):
+    program = ["-c", code] if code else ["-m", "synthgen"]
+    return subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, *program, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "labels", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\n"
+        "from synthgen.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
+        f"print('heavy:', [m for m in {HEAVY} if m in sys.modules])\n"
+    )
+    done = run(*arguments, code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("heavy: []")
+
+
+def test_help_lists_every_command():
+    out = run("--help").stdout
+    commands = "demo doctor info prepare train labels images styles verify preview replay"
+    missing = [c for c in commands.split() if f" {c} " not in out]
+    assert not missing
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["train", "labels"], ["info", "nope"]])
+def test_wrong_usage_exits_2(arguments):
+    assert run(*arguments).returncode == 2
+
+
+def test_domain_error_is_one_line_with_its_exit_code():
+    done = run("train", "labels", "no-such-recipe")
+    assert done.returncode == 2
+    assert done.stderr.startswith("synthgen: no recipe 'no-such-recipe'")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_bad_override_is_found_before_torch_is_loaded():
+    done = run("train", "labels", "tiny", "-o", "labels.difusion.train.lr=1")
+    assert done.returncode == 2
+    assert "did you mean diffusion" in done.stderr
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_main_maps_errors_to_exit_codes(code, monkeypatch, capsys):
+    error = {2: RequestError, 3: StoreError}[code]("what came")
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "build_app", lambda: fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == code
+    assert capsys.readouterr().err == "synthgen: what came\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(130)])
+def test_interrupt_exits_130(error, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "build_app", lambda: fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_info_lists_recipes_as_json():
+    done = run("info", "recipes", "--json")
+    assert done.returncode == 0, done.stderr
+    names = [row["recipe"] for row in json.loads(done.stdout)["recipes"]]
+    assert names == ["brainspade2d", "small", "tiny"]
+
+
+def test_doctor_reports_and_exits_0(tmp_path):
+    done = run("doctor", "--json", "--workspace", str(tmp_path / "not" / "there"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = {row["name"]: row for row in json.loads(done.stdout)}
+    assert {"python", "torch", "torchvision", "diffusers", "disk", "recipes"} <= set(findings)
+    assert findings["torch"]["state"] == "ok"
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_broken_torchvision_is_reported_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda _: "0.28.0")
+    monkeypatch.setattr(torchvision_guard, "hide_broken_torchvision", lambda: "RuntimeError: nms")
+    finding = doctor._torchvision()
+    assert finding.state == "note"
+    assert "RuntimeError: nms" in finding.detail
+    assert "from one index" in finding.remedy
