@@ -466,8 +466,8 @@ def test_memory_does_not_grow_with_n(tmp_path):
         run(job, n, tmp_path / str(n))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # A shard of four maps is 28 kB here; 144 more maps would be a megabyte.
-    assert peaks[1] < peaks[0] + 200_000
+    # A shard of four maps is 28 kB here and some wait in the queue; 144 more maps are a megabyte.
+    assert peaks[1] < peaks[0] + 500_000
 
 
 def test_image_job_knows_its_ancestors(labels):
