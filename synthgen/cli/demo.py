@@ -14,7 +14,7 @@ LABELS_SHARE = 0.6
 def command(
     *,
     out: Annotated[Path, typer.Option(help="Folder of everything.")] = Path("work/demo"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of training in all.")] = 1.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Most minutes of training.")] = 1.5,
     n: Annotated[int, typer.Option(min=1, help="Labelled slices to generate.")] = 16,
 ) -> None:
     """Prepare, train a tiny model, generate a labelled dataset, verify it and draw it.
@@ -44,8 +44,8 @@ def command(
         f"  labels         {out / 'labels'}\n"
         f"  models         {models / 'labels'}, {models / 'images'}\n"
         f"  training       {out / 'runs'} (losses.jsonl, sheets)\n"
-        f"The models are tiny and saw one template for {minutes:g} min: they show the way, not "
-        "the quality. `synthgen train labels small` trains better ones."
+        "The models are tiny and saw one template for a minute: they show the way, not the "
+        "quality. `synthgen train labels small` trains better ones on your own store."
     )
 
 

@@ -95,7 +95,11 @@ def write_preview(shards: Shards, count: int, path: Path) -> int:
     count = min(count, len(shards))
     rows = [shards[i * len(shards) // count] for i in range(count)]
     window = _window(rows)
-    titles = [*shards.styles, "PV overlay"] if shards.styles else ["PV mix"]
+    titles = (
+        [*(s.replace("_", "\n") for s in shards.styles), "PV overlay"]
+        if shards.styles
+        else ["PV mix"]
+    )
     titles += ["largest PV", "lesion outline"]
     figure = _sheet(
         [[p[window] for p in panels(row, shards.schema)] for row in rows],
@@ -174,7 +178,9 @@ def _sheet(samples: list[list[Rgb]], captions: list[str], titles: list[str]) -> 
             if line == 0:
                 x = (left + (column + 0.5) * panel_w) / max(total_w, 5)
                 y = (total_h - 0.7 * _TEXT_IN) / total_h
-                figure.text(x, y, titles[column], color="white", fontsize=7, ha="center")
+                figure.text(
+                    x, y, titles[column], color="white", fontsize=7, ha="center", va="center"
+                )
     return figure
 
 

@@ -117,7 +117,7 @@ class ConditionEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]
         table: torch.Tensor = self.template
         place = position.clamp(0, 1) * (len(table) - 1)
         low = place.long().clamp(max=len(table) - 2)
-        share = (place - low)[:, None, None, None]
+        share = (place - low)[:, None, None, None].to(table.dtype)
         mean = torch.lerp(table[low], table[low + 1], share)
         return torch.where(keep[:, None, None, None] > 0, mean, table.mean(dim=0))
 

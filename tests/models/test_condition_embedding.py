@@ -67,3 +67,10 @@ def test_the_template_of_the_position_is_shown_and_their_mean_where_dropped():
     assert shown.shape == (4, 3, 4, 5)
     torch.testing.assert_close(shown[:, 0, 0, 0], torch.tensor([5.0, 30.0, 50.0, 20.0]))
     assert (shown.flatten(1).std(dim=1) < 1e-5).all()
+
+
+def test_templates_work_in_bfloat16():
+    embed = ConditionEmbedding(2, 8, "class", 1, template_shape=(3, 3, 4, 5)).to(torch.bfloat16)
+    latent = torch.zeros(1, 3, 4, 5, dtype=torch.bfloat16)
+    planes = embed(latent, torch.tensor([[0.0, 0.3]]), torch.ones(1)).sample
+    assert planes.dtype == torch.bfloat16
