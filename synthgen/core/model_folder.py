@@ -57,7 +57,7 @@ def write_model_folder(
 
     Args:
         folder: the model folder.
-        save: writes weights and configurations into the folder it is given.
+        save: writes weights and configurations into the folder it is given; raises OSError.
         kind: "labels" or "images".
         schema: the label schema of its maps.
         card: text of `card.md`.
@@ -85,10 +85,12 @@ def write_model_folder(
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(
             f"{folder}: the model could not be written ({error}); free space, then run again"
         ) from error
@@ -113,8 +115,9 @@ def read_model_folder(folder: Path, kind: str) -> ModelFolder:
     found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
     if found != (FORMAT, kind):
         raise StoreError(f"{path}: expected format '{FORMAT}' of kind '{kind}', got {found!r}")
+    files = record.get("files")
     for name in (INDEX, SCHEMA):
-        if name not in record["files"]:
+        if not isinstance(files, dict) or name not in files:
             raise StoreError(f"{path}: lists no file {name}; {_REMEDY}")
     for name, expected in record["files"].items():
         _check_file(folder / name, expected)

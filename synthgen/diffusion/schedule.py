@@ -89,7 +89,9 @@ def build_sampler(name: Sampler, training: SchedulerMixin) -> SchedulerMixin:
                 config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
             )
         case "unipc":
-            return UniPCMultistepScheduler.from_config(config)
+            # Explicit: a scheduler read from a file would pass on "leading", DDPM's default, and
+            # sampling would start far from pure noise.
+            return UniPCMultistepScheduler.from_config(config, timestep_spacing="linspace")
         case "ddim":
             return DDIMScheduler.from_config(
                 config,

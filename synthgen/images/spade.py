@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -194,9 +195,16 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             StoreError: it cannot be written; an older folder stays.
         """
+
+        def save(target: Path) -> None:
+            try:
+                self.save_pretrained(target)
+            except SafetensorError as error:  # what a full disk is to safetensors
+                raise OSError(str(error)) from error
+
         write_model_folder(
             folder,
-            self.save_pretrained,
+            save,
             kind=KIND,
             schema=record.schema,
             card=record.card,

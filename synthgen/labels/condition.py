@@ -53,11 +53,15 @@ class ConditionScale:
         """Return the values `(B, K)` of requested conditions.
 
         Raises:
-            RequestError: a lesion that the model does not know or never saw, or a share
-                outside [0, 1].
+            RequestError: a lesion that the model does not know or never saw, or a share or
+                position outside [0, 1].
         """
         lesions = [name for name in self.names if name != POSITION]
         for condition in conditions:
+            if not 0 <= condition.position <= 1:
+                raise RequestError(
+                    f"slice position: expected a value in [0, 1], got {condition.position:g}"
+                )
             for name, share in condition.lesions.items():
                 self._check(name, share, lesions)
         table = [[c.lesions.get(name, 0.0) for name in lesions] for c in conditions]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import digest
 from synthgen.core.model_folder import RECORD, read_model_folder, write_model_folder
@@ -65,9 +67,16 @@ def write_model(
         "subjects": list(details.subjects),
         "training": dict(training),
     }
+
+    def save(target: Path) -> None:
+        try:
+            pipeline.save_pretrained(target)
+        except SafetensorError as error:  # what a full disk is to safetensors
+            raise OSError(str(error)) from error
+
     write_model_folder(
         folder,
-        pipeline.save_pretrained,
+        save,
         kind=KIND,
         schema=details.schema,
         card=_card(details, training),

@@ -49,8 +49,8 @@ class DiffusionLabelGenerator:
         most = pipeline.scheduler.config.num_train_timesteps
         if not 1 <= self._steps <= most:
             raise RequestError(f"sampling steps must lie in 1 .. {most}, got {self._steps}")
-        if self._guidance <= 0:
-            raise RequestError(f"guidance must be above 0, got {self._guidance:g}")
+        if not 0 < self._guidance < float("inf"):
+            raise RequestError(f"guidance must be above 0 and finite, got {self._guidance:g}")
 
     @classmethod
     def load(

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from synthgen.core.errors import StoreError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import LabelBatches, draw_shuffled
 
@@ -179,9 +180,18 @@ def load_cache(path: Path, identity: str) -> LatentCache | None:
 
 
 def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
-    """Write the cache beside its place and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the cache beside its place and rename it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: getattr(cache, name).contiguous() for name in cache.__dataclass_fields__}
-    save_file(tensors, temporary, metadata={"identity": identity})
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"identity": identity})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path}: could not be written ({error}); free space, then run again with --resume"
+        ) from error

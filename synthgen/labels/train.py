@@ -94,7 +94,9 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
     vae = build_autoencoder(recipe, plan.store.schema.channels, train.seed)
     result, identity = run_dir / "result", plan.identity("autoencoder")
     if plan.resume and read_json(result / "done.json").get("identity") == identity:
-        return type(vae).from_pretrained(result).eval().requires_grad_(False)
+        # Weights alone: `from_pretrained` would write the run's path into the exported config.
+        vae.load_state_dict(type(vae).from_pretrained(result).state_dict())
+        return vae.eval().requires_grad_(False)
     accelerator = build_accelerator(train.precision, train.accumulation, (), run_dir)
     batches = label_batches(plan, train)
     first = first_step(run_dir, plan.resume) * train.accumulation

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from synthgen.core.errors import RequestError
 from synthgen.diffusion.schedule import build_sampler, build_training_scheduler, target_of
@@ -47,6 +48,33 @@ def test_karras_sigmas_for_diffusion_only():
 def test_a_sampler_that_does_not_fit_is_refused(name, target):
     with pytest.raises(RequestError, match=rf"'{name}'.*'{target}'.*choose"):
         build_sampler(name, build_training_scheduler(target, *PAPER))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*((name, "v") for name in DIFFUSION_SAMPLERS), ("dpm", "flow"), ("euler", "flow")],
+)
+def test_a_sampler_is_the_same_of_a_saved_schedule(name, target, tmp_path):
+    training = build_training_scheduler(target, *PAPER)
+    training.save_pretrained(tmp_path)
+    samplers = [
+        build_sampler(name, scheduler)
+        for scheduler in (training, type(training).from_pretrained(tmp_path))
+    ]
+    for sampler in samplers:
+        sampler.set_timesteps(7)
+    one, two = samplers
+    assert torch.equal(one.timesteps, two.timesteps)
+    if name not in ("ddim", "ddpm"):
+        assert torch.equal(one.sigmas, two.sigmas)
+
+
+@pytest.mark.parametrize("name", ["dpm", "unipc"])
+def test_fast_samplers_start_at_pure_noise(name, tmp_path):
+    build_training_scheduler("v", *PAPER).save_pretrained(tmp_path)
+    sampler = build_sampler(name, DDPMScheduler.from_pretrained(tmp_path))
+    sampler.set_timesteps(5)
+    assert sampler.timesteps[0] == 999
 
 
 def test_schedule_survives_saving(tmp_path):
