@@ -1,8 +1,9 @@
-"""The one place that knows device, precision and workers: an `Accelerator` from plain settings."""
+"""The one place that knows device, precision, workers and how initial weights are drawn."""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -12,9 +13,10 @@ from accelerate.utils import ProjectConfiguration
 from torch import nn
 
 from synthgen.core.errors import RequestError
+from synthgen.core.rng import SampleKey, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -75,3 +77,16 @@ def build_accelerator(
         log_with=list(trackers) or None,
         project_config=project,
     )
+
+
+@contextmanager
+def seeded_init(seed: int, network: int) -> Iterator[None]:
+    """Draw initial weights from a seed and leave the caller's global generator as it was.
+
+    Args:
+        seed: seed of the training.
+        network: which of its networks is built inside.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(SampleKey(seed, network).seed32(Stream.INIT))
+        yield

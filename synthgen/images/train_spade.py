@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,10 @@ from synthgen.models.spade import SPADEGenerator
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
 from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
-from synthgen.runtime import build_accelerator
+from synthgen.runtime import build_accelerator, seeded_init
 from synthgen.training.loop import LoopSettings, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from synthgen.recipe import Recipe
@@ -225,14 +223,6 @@ class _Trainer:
         card = write_card(bank.records(), subjects, training, self.images)
         pipeline = SpadePipeline(generator, encoder, bank)
         pipeline.save(out, SpadeRecord(self.store.schema, subjects, training, card))
-
-
-@contextmanager
-def seeded_init(seed: int, network: int) -> Iterator[None]:
-    """Draw initial weights from a seed and leave the caller's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SampleKey(seed, network).seed32(Stream.INIT))
-        yield
 
 
 def build_networks(

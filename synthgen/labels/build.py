@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, assert_never
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DModel
 
-from synthgen.core.rng import SampleKey, Stream
 from synthgen.models.autoencoder import (
     BrainSpadeAutoencoder,
     PatchAutoencoder,
@@ -17,10 +15,11 @@ from synthgen.models.autoencoder import (
 from synthgen.models.condition import ConditionEmbedding, num_coordinate_planes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from synthgen.core.schema import LabelSchema
     from synthgen.recipe.labels import AutoencoderRecipe, DiffusionRecipe
+from synthgen.runtime import seeded_init
 
 
 def build_autoencoder(
@@ -28,7 +27,7 @@ def build_autoencoder(
 ) -> AutoencoderKL | PatchAutoencoder | BrainSpadeAutoencoder:
     """Build the autoencoder of `channels` PV channels; weights depend on `seed` alone."""
     widths = tuple(recipe.block_out_channels)
-    with seeded_weights(seed, 0):
+    with seeded_init(seed, 0):
         match recipe.kind:
             case "diffusers":
                 return build_autoencoder_kl(
@@ -73,7 +72,7 @@ def build_condition(
 ) -> ConditionEmbedding:
     """Build what feeds the condition to the U-Net; a table of templates is filled later."""
     templates = recipe.condition.templates
-    with seeded_weights(seed, 1):
+    with seeded_init(seed, 1):
         condition: ConditionEmbedding = ConditionEmbedding(
             len(condition_names(recipe, schema)),
             4 * recipe.block_out_channels[0],
@@ -108,7 +107,7 @@ def build_unet(
     extra = num_values if recipe.condition.mode == "concat" else 0
     extra += num_coordinate_planes(recipe.condition.coordinates)
     extra += latent_channels if recipe.condition.templates else 0
-    with seeded_weights(seed, 2):
+    with seeded_init(seed, 2):
         unet = UNet2DModel(
             in_channels=latent_channels + extra,
             out_channels=latent_channels,
@@ -137,11 +136,3 @@ def _zero_output(unet: UNet2DModel) -> UNet2DModel:
     torch.nn.init.zeros_(unet.conv_out.weight)
     torch.nn.init.zeros_(unet.conv_out.bias)
     return unet
-
-
-@contextmanager
-def seeded_weights(seed: int, part: int) -> Iterator[None]:
-    """Seed the library's weight initialisation inside, and put the random state back after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SampleKey(seed, part).seed32(Stream.INIT))
-        yield

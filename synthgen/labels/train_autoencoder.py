@@ -9,7 +9,6 @@ from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
 from synthgen.core.rng import SampleKey, Stream
-from synthgen.labels.build import seeded_weights
 from synthgen.labels.optimise import build_ema, build_optimizer, build_schedule
 from synthgen.losses.label_maps import (
     feature_l1,
@@ -20,7 +19,7 @@ from synthgen.losses.label_maps import (
     weighted_l1,
 )
 from synthgen.models.autoencoder import Autoencoder, apply_head
-from synthgen.runtime import place
+from synthgen.runtime import place, seeded_init
 from synthgen.training.log import colour_argmax, colour_labels, stack_rows
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class AutoencoderStep:
 
     def _add_discriminator(self, channels: int, accelerator: Accelerator) -> None:
         recipe = self._recipe.discriminator
-        with seeded_weights(self._recipe.train.seed, 3):
+        with seeded_init(self._recipe.train.seed, 3):
             # BatchNorm and N(0, 0.02) weights, as pix2pix and the paper's code have them.
             net = PatchDiscriminator(
                 spatial_dims=2,

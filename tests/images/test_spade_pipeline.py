@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.rng import SampleKey
@@ -86,6 +87,20 @@ def test_saving_replaces_an_older_model_whole(folder, pipeline):
     assert not (folder / "stray.txt").exists()
     assert SpadePipeline.load(folder).subjects == ("b/s9",)
     assert [p.name for p in folder.parent.iterdir()] == ["images"]
+
+
+def test_weights_that_cannot_be_written_leave_the_older_model(pipeline, folder, monkeypatch):
+    """A full disk is a SafetensorError to safetensors, no OSError."""
+
+    def save_nowhere(target):
+        save_file({"weight": torch.zeros(1)}, target / "absent" / "weights.safetensors")
+
+    before = (folder / "synthgen.json").read_bytes()
+    monkeypatch.setattr(pipeline, "save_pretrained", save_nowhere)
+    with pytest.raises(StoreError, match="could not be written"):
+        pipeline.save(folder, SpadeRecord(BRAIN9, ("b/s1",), {}, "# Card\n"))
+    assert (folder / "synthgen.json").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["images"]
 
 
 def test_identity_names_weights_precision_and_schema(folder):

@@ -20,11 +20,10 @@ from synthgen.images.spade_step import SpadeStep, perceptual_weights
 from synthgen.images.train_spade import (
     build_networks,
     default_run_dir,
-    seeded_init,
     train_images,
 )
 from synthgen.models.classifier import ModalityDatasetClassifier
-from synthgen.runtime import build_accelerator
+from synthgen.runtime import build_accelerator, seeded_init
 from tests.images.conftest import write_store
 
 ALL_LOSSES = {
