@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 130 interrupted (run it ag
 import logging
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -61,10 +60,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name in _COMMANDS:
-        module_name = f"{__name__}.{name}"
-        if find_spec(module_name) is None:
-            continue
-        module = import_module(module_name)
+        module = import_module(f"{__name__}.{name}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
