@@ -18,6 +18,7 @@ from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.data.shard_file import read_shard
 from synthgen.data.shards import Shards, shard_path, verify
 from synthgen.generate import (
+    Acceptance,
     GenerationSettings,
     ImageJob,
     LabelJob,
@@ -100,7 +101,8 @@ def test_samples_differ_and_follow_the_seed(labels, tmp_path):
 
 def test_every_batch_is_full(tmp_path):
     generator = TinyLabels()
-    make_labels(tmp_path, n=7, generator=generator)
+    first_draws = Acceptance(max_attempts=1)
+    generate_labels(generator, RANGES, 7, tmp_path, SETTINGS, acceptance=first_draws)
     assert generator.batches == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert len(Shards(tmp_path)) == 7
 
@@ -441,9 +443,9 @@ def test_replay_is_equal_bit_for_bit(labels, tmp_path):
 def test_replay_tells_what_differs(labels):
     shards = Shards(labels)
     job = replay_labels(shards, TinyLabels())
-    other = replace(job, generator=TinyLabels(1))
+    other = replace(job, generator=TinyLabels(1), acceptance=Acceptance(max_attempts=1))
     differing = replay(other, shards, 3)
-    assert [line.partition(":")[0] for line in differing] == ["pv", "realised"]
+    assert [line.partition(":")[0] for line in differing] == ["attempt", "pv", "realised"]
     with pytest.raises(RequestError, match=r"generator\.model: then 'tiny-0', here 'tiny-1'"):
         replay_labels(shards, TinyLabels(1))
     with pytest.raises(RequestError, match="there is no 10"):

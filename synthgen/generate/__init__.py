@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.engine import Forecast, Outcome, Progress, forecast, intra_op_threads, run
 from synthgen.generate.jobs import DEFAULT_THREADS, GenerationSettings, ImageJob, Job, LabelJob
 from synthgen.generate.replay import replay, replay_images, replay_labels
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_THREADS",
+    "Acceptance",
     "Forecast",
     "GenerationSettings",
     "ImageJob",
@@ -43,6 +45,7 @@ def generate_labels(
     folder: Path,
     settings: GenerationSettings | None = None,
     *,
+    acceptance: Acceptance | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Make, or continue, a dataset of n label maps; see `run`.
@@ -53,13 +56,16 @@ def generate_labels(
         n: the total number of samples.
         folder: the dataset folder.
         settings: seed, sizes, threads, worker.
+        acceptance: which draws are kept, and how often to draw again.
         progress: called with (samples done, samples to do).
 
     Raises:
         RequestError: n too small, an unknown lesion, or a folder that holds another dataset.
         StoreError: a damaged shard or a full disk.
     """
-    job = LabelJob(generator, conditions, settings or GenerationSettings())
+    job = LabelJob(
+        generator, conditions, settings or GenerationSettings(), acceptance or Acceptance()
+    )
     return run(job, n, folder, progress=progress)
 
 

@@ -8,7 +8,7 @@ a default that does not look at the machine. A CPU with many cores is filled by 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,13 +21,14 @@ from synthgen.core.plan import ShardPlan
 from synthgen.core.rng import SampleKey
 from synthgen.data.shards import Arrays, Shards, dataset_digest, shard_path
 from synthgen.data.tissue import quantize_pv
+from synthgen.generate.acceptance import Acceptance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from synthgen.core.schema import LabelSchema
     from synthgen.images import ImageGenerator, Style
-    from synthgen.labels import ConditionRange, LabelGenerator
+    from synthgen.labels import ConditionRange, LabelCondition, LabelGenerator
 
 DEFAULT_THREADS = 1
 
@@ -109,11 +110,16 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class LabelJob:
-    """Draw label maps from a generator, under conditions drawn from ranges."""
+    """Draw label maps from a generator, under conditions drawn from ranges.
+
+    The maps of a batch that miss their lesion request are drawn again together: which ones these
+    are depends on the batch alone, and so do the bytes.
+    """
 
     generator: LabelGenerator
     conditions: ConditionRange
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    acceptance: Acceptance = field(default_factory=Acceptance)
     kind: str = "labels"
 
     def __post_init__(self) -> None:
@@ -141,6 +147,7 @@ class LabelJob:
         return _identity(self.settings, self.schema, self.generator.identity) | {
             "shape": list(self.generator.shape),
             "conditions": conditions | {"position": list(self.conditions.position)},
+            "acceptance": self.acceptance.identity(),
         }
 
     def rows(self, batch: range) -> Arrays:
@@ -149,10 +156,35 @@ class LabelJob:
         Raises:
             SchemaError: the generator returned something that is no PV map.
         """
-        keys = [SampleKey(self.settings.seed, index) for index in batch]
-        wanted = [self.conditions.draw(key) for key in keys]
+        first = [SampleKey(self.settings.seed, index) for index in batch]
+        wanted = [self.conditions.draw(key) for key in first]
+        lesions = self.schema.lesions
+        condition = np.asarray(
+            [[*(c.lesions.get(name, 0.0) for name in lesions), c.position] for c in wanted],
+            dtype=np.float32,
+        )
+        asked, kept = condition[:, :-1], self._draw(first, wanted)
+        for attempt in range(1, self.acceptance.max_attempts):
+            missed = np.flatnonzero(~self.acceptance.meets(asked, kept["realised"]))
+            if not missed.size:
+                break
+            again = [replace(first[row], attempt=attempt) for row in missed]
+            fresh = self._draw(again, [wanted[row] for row in missed])
+            nearer = self.acceptance.nearer(
+                asked[missed], fresh["realised"], kept["realised"][missed]
+            )
+            for name, array in fresh.items():
+                kept[name][missed[nearer]] = array[nearer]
+        return {
+            **kept,
+            "index": np.arange(batch.start, batch.stop, dtype=np.int64),
+            "condition": condition,
+        }
+
+    def _draw(self, keys: Sequence[SampleKey], wanted: Sequence[LabelCondition]) -> Arrays:
+        """Draw one batch once: maps as stored, their lesion shares, and the attempt."""
         drawn = self.generator.sample(keys, wanted).numpy()
-        expected = (len(batch), self.schema.channels, *self.generator.shape)
+        expected = (len(keys), self.schema.channels, *self.generator.shape)
         if drawn.shape != expected:
             raise SchemaError(
                 f"label generator: expected an array of shape {expected}, got {drawn.shape}"
@@ -160,16 +192,10 @@ class LabelJob:
         try:
             pv = np.ascontiguousarray(quantize_pv(drawn.swapaxes(0, 1)).swapaxes(0, 1))
         except SchemaError as error:
-            raise SchemaError(f"label generator, samples from {batch.start}: {error}") from error
-        lesions = self.schema.lesions
+            raise SchemaError(f"label generator, samples from {keys[0].index}: {error}") from error
         return {
             "pv": pv,
-            "index": np.arange(batch.start, batch.stop, dtype=np.int64),
             "attempt": np.asarray([key.attempt for key in keys], dtype=np.int64),
-            "condition": np.asarray(
-                [[*(c.lesions.get(name, 0.0) for name in lesions), c.position] for c in wanted],
-                dtype=np.float32,
-            ),
             "realised": np.stack([_lesion_fractions(self.schema, row) for row in pv]),
         }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.engine import intra_op_threads
 from synthgen.generate.jobs import GenerationSettings, ImageJob, Job, LabelJob
 from synthgen.labels import ConditionRange
@@ -30,7 +31,8 @@ def replay_labels(shards: Shards, generator: LabelGenerator) -> LabelJob:
     try:
         ranges = {k: (float(v[0]), float(v[1])) for k, v in identity["conditions"].items()}
         position = ranges.pop("position")
-        job = LabelJob(generator, ConditionRange(ranges, position), _settings(identity))
+        acceptance = Acceptance(**identity["acceptance"])
+        job = LabelJob(generator, ConditionRange(ranges, position), _settings(identity), acceptance)
     except (KeyError, TypeError, IndexError) as error:
         raise _incomplete(shards, error) from error
     _require_same(shards, job)
