@@ -8,9 +8,11 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
+
+from synthgen.cli.generation import JsonOption, WorkspaceOption
 
 State = Literal["ok", "note", "broken"]
 _MARKS: dict[State, str] = {"ok": "ok  ", "note": "note", "broken": "FAIL"}
@@ -31,8 +33,8 @@ class Finding:
 
 def command(
     *,
-    workspace: Annotated[Path, typer.Option(help="The workspace folder.")] = Path("work"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    workspace: WorkspaceOption = Path("work"),
+    as_json: JsonOption = False,
 ) -> None:
     """Report what this machine has, what is broken, and how to mend it."""
     findings = [

@@ -1,4 +1,4 @@
-"""What the generating commands share: conditions, models, devices, progress and reports."""
+"""What the generating commands share: options, models, devices, progress and reports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from synthgen.core.manifest import Manifest
     from synthgen.generate import Forecast, GenerationSettings, Job, Outcome
@@ -32,6 +34,25 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+DatasetArgument = Annotated[Path, typer.Argument(help="Dataset folder.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the dataset.")]
+ShardSizeOption = Annotated[int, typer.Option(help="Samples in one file.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Samples computed at once.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the networks.")]
+ThreadsOption = Annotated[
+    int, typer.Option(help="CPU threads of each worker; part of what decides the bytes.")
+]
+RepairOption = Annotated[
+    bool, typer.Option("--repair", help="Make shards again whose checksum is wrong.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print time, bytes and files; write nothing.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+WorkspaceOption = Annotated[Path, typer.Option(help="The workspace folder.")]
 
 
 def parse_range(text: str, what: str) -> tuple[float, float]:

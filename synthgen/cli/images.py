@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from synthgen.cli.generation import THREADS, Precision
+from synthgen.cli.generation import (
+    THREADS,
+    BatchSizeOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    Precision,
+    PrecisionOption,
+    RepairOption,
+    SeedOption,
+    ShardSizeOption,
+    ThreadsOption,
+    WorkspaceOption,
+)
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -38,31 +51,22 @@ def command(  # noqa: PLR0913 - one parameter for each option
     renderer: Annotated[
         Renderer, typer.Option(help="spade: the trained generator. contrast: physics, no model.")
     ] = Renderer.SPADE,
-    seed: Annotated[int, typer.Option(help="Seed of the dataset.")] = 0,
+    seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="Dataset folder. Default: WORKSPACE/images/STYLES.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model folder. Default: WORKSPACE/models/images.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Samples in one file.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[
-        Precision, typer.Option(help="Number format of the networks.")
-    ] = Precision.FP32,
-    threads: Annotated[
-        int,
-        typer.Option(help="CPU threads of each worker; part of what decides the bytes."),
-    ] = THREADS,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Make shards again whose checksum is wrong.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print time, bytes and files; write nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    workspace: Annotated[Path, typer.Option(help="The workspace folder.")] = Path("work"),
+    shard_size: ShardSizeOption = 64,
+    batch_size: BatchSizeOption = 8,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.FP32,
+    threads: ThreadsOption = THREADS,
+    repair: RepairOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path("work"),
 ) -> None:
     """Make a dataset of images, each with its labels, or continue one."""
     from synthgen.cli.generation import complete, idle_cores, pick_device

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from synthgen.cli.generation import JsonOption, WorkspaceOption
 from synthgen.core.workspace import Workspace
 
 
@@ -24,8 +25,8 @@ def command(
         Topic | None, typer.Argument(help="What to list; everything if left out.")
     ] = None,
     *,
-    workspace: Annotated[Path, typer.Option(help="The workspace folder.")] = Path("work"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    workspace: WorkspaceOption = Path("work"),
+    as_json: JsonOption = False,
 ) -> None:
     """List models, styles, recipes and formats."""
     listing = {t.value: _list(t, Workspace(workspace)) for t in ([topic] if topic else Topic)}

@@ -19,7 +19,22 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
-from synthgen.cli.generation import THREADS, Precision, parse_lesions, parse_range
+from synthgen.cli.generation import (
+    THREADS,
+    BatchSizeOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    Precision,
+    PrecisionOption,
+    RepairOption,
+    SeedOption,
+    ShardSizeOption,
+    ThreadsOption,
+    WorkspaceOption,
+    parse_lesions,
+    parse_range,
+)
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -61,37 +76,28 @@ def command(  # noqa: PLR0913 - one parameter for each option
             help="LOW:HIGH, 0 at the foot of the brain, 1 at its top. Default: the model's.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the dataset.")] = 0,
+    seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="Dataset folder. Default: WORKSPACE/labels.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model folder. Default: WORKSPACE/models/labels.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Samples in one file.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 8,
+    shard_size: ShardSizeOption = 64,
+    batch_size: BatchSizeOption = 8,
     sampler: Annotated[Sampler | None, typer.Option(help="Sampler. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="Strength of guidance, 1 for none. Default: the model's."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[
-        Precision, typer.Option(help="Number format of the networks.")
-    ] = Precision.FP32,
-    threads: Annotated[
-        int,
-        typer.Option(help="CPU threads of each worker; part of what decides the bytes."),
-    ] = THREADS,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Make shards again whose checksum is wrong.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print time, bytes and files; write nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    workspace: Annotated[Path, typer.Option(help="The workspace folder.")] = Path("work"),
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.FP32,
+    threads: ThreadsOption = THREADS,
+    repair: RepairOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path("work"),
 ) -> None:
     """Make a dataset of soft label maps, or continue one."""
     # Wrong words fail before anything heavy loads.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthgen.cli.generation import JsonOption
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.schema import BRAIN9, LabelSchema
 
@@ -46,7 +47,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn real scans into a training store: tissue maps, scaled images, one split by subject."""
     from synthgen.data.prepare import PrepareSettings, prepare

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from synthgen.cli.generation import DatasetArgument
+
 
 def command(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    dataset: DatasetArgument,
     *,
     n: Annotated[int, typer.Option(min=1, help="Samples to show, spread evenly.")] = 16,
     out: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthgen.cli.generation import DatasetArgument, DeviceOption, JsonOption
 from synthgen.core.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    dataset: DatasetArgument,
     *,
     index: Annotated[int, typer.Option(help="Sample to make again.")],
     model: Annotated[
         Path | None, typer.Option(help="Model folder. Default: the one that made the dataset.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Make sample INDEX again from manifest and model; exit code 3 if a bit differs."""
     from synthgen.data.shards import Shards

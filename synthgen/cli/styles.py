@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from synthgen.cli.generation import JsonOption
+
 app = typer.Typer(no_args_is_help=True, help="Styles that `synthgen images --style` can name.")
 
 _BANK = Path("style_bank") / "config.json"
@@ -22,7 +24,7 @@ def list_command(
     model: Annotated[Path, typer.Option(help="Folder of an image model.")] = Path(
         "work/models/images"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the styles of an image model, and those of the contrast renderer."""
     styles = known_styles(model)

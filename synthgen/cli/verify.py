@@ -1,16 +1,16 @@
 """`synthgen verify`: check every byte and every row of a generated dataset."""
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from synthgen.cli.generation import DatasetArgument, JsonOption
+
 
 def command(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder.")],
+    dataset: DatasetArgument,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check checksums, row counts, label maps and images; exit code 3 if anything is wrong."""
     from synthgen.cli.generation import progress_on_stderr
