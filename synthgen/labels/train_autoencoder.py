@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
 from synthgen.core.rng import SampleKey, Stream
@@ -86,6 +85,9 @@ class AutoencoderStep:
             self._add_discriminator(schema.channels, accelerator)
 
     def _add_discriminator(self, channels: int, accelerator: Accelerator) -> None:
+        # MONAI takes seconds to import, and most recipes have no discriminator.
+        from monai.networks.nets import PatchDiscriminator  # noqa: PLC0415
+
         recipe = self._recipe.discriminator
         with seeded_init(self._recipe.train.seed, 3):
             # BatchNorm and N(0, 0.02) weights, as pix2pix and the paper's code have them.

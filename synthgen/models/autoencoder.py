@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from monai.networks.nets import AutoencoderKL as MonaiAutoencoderKL
 from torch.nn import functional
 
 Head = Literal["softmax", "linear"]
@@ -118,6 +117,9 @@ class BrainSpadeAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
+        # MONAI takes seconds to import, and only this autoencoder needs it.
+        from monai.networks.nets import AutoencoderKL as MonaiAutoencoderKL  # noqa: PLC0415
+
         levels = len(block_out_channels)
         self.net = MonaiAutoencoderKL(
             spatial_dims=2,
