@@ -1,4 +1,4 @@
-"""The one place that knows device, precision, workers and how initial weights are drawn."""
+"""The one place that knows device, precision, workers, initial weights and weight files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 from torch import nn
 
 from synthgen.core.errors import RequestError
@@ -49,7 +51,7 @@ def place(net: Net, device: torch.device) -> Net:
 def build_accelerator(
     precision: Precision,
     accumulation: int = 1,
-    trackers: Sequence[str] = (),
+    trackers: Sequence[str | GeneralTracker] = (),
     run_dir: Path | None = None,
 ) -> Accelerator:
     """Build an accelerator for training.
@@ -57,14 +59,21 @@ def build_accelerator(
     Args:
         precision: "fp32", or autocast to "bf16" (CPU and GPU) or "fp16" (GPU only).
         accumulation: micro-batches per optimiser step.
-        trackers: names of accelerate's trackers, for example "tensorboard".
+        trackers: accelerate's trackers, by name ("tensorboard") or made already.
         run_dir: folder where trackers write; needed with trackers.
 
     Raises:
-        RequestError: fp16 without a GPU.
+        RequestError: fp16 without a GPU, or a tracker that is not installed.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise RequestError("precision 'fp16' needs a CUDA device; use 'bf16' or 'fp32' on a CPU")
+    installed = {str(name) for name in get_available_trackers()}
+    absent = [t for t in trackers if not isinstance(t, GeneralTracker) and t not in installed]
+    if absent:
+        raise RequestError(
+            f"tracker '{absent[0]}' is not installed; `pip install {absent[0]}`, or take it out of "
+            "the recipe's `trackers`"
+        )
     mixed = "no" if precision == "fp32" else precision
     # accelerate keeps its state per process and refuses a second precision; a process may train
     # one stage in bf16 and the next in fp32.
@@ -90,3 +99,12 @@ def seeded_init(seed: int, network: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SampleKey(seed, network).seed32(Stream.INIT))
         yield
+
+
+@contextmanager
+def tensor_files() -> Iterator[None]:
+    """Raise safetensors' own error (a full disk, a damaged file) as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

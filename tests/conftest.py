@@ -5,6 +5,9 @@ import random  # noqa: TID251 - only to see that nobody used it
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
+from recorder import Recorder
 
 from synthgen.torchvision_guard import hide_broken_torchvision
 
@@ -34,3 +37,12 @@ def untouched_rng():
     before = states()
     yield
     assert states() == before, "a global random generator was used"
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Let `trackers: [tensorboard]` make recorders; return the list of those that were made."""
+    monkeypatch.setattr(Recorder, "made", [])
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
+    return Recorder.made

@@ -72,6 +72,7 @@ def write_model_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save(temporary)
+        _forget_origin(temporary)
         (temporary / SCHEMA).write_text(schema.to_json() + "\n")
         files = {
             path.relative_to(temporary).as_posix(): file_digest(path)
@@ -95,6 +96,14 @@ def write_model_folder(
             f"{folder}: the model could not be written ({error}); free space, then run again"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the path from which diffusers loaded a network, which it adds to its settings."""
+    for path in folder.rglob("*.json"):
+        settings = json.loads(path.read_bytes())
+        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def read_model_folder(folder: Path, kind: str) -> ModelFolder:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -23,6 +22,7 @@ from synthgen.images import Style
 from synthgen.models.spade import SPADEGenerator
 from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -195,16 +195,9 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             StoreError: it cannot be written; an older folder stays.
         """
-
-        def save(target: Path) -> None:
-            try:
-                self.save_pretrained(target)
-            except SafetensorError as error:  # what a full disk is to safetensors
-                raise OSError(str(error)) from error
-
         write_model_folder(
             folder,
-            save,
+            tensor_files()(self.save_pretrained),
             kind=KIND,
             schema=record.schema,
             card=record.card,

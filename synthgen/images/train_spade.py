@@ -119,7 +119,9 @@ class _Trainer:
     def train(self, out: Path) -> None:
         """Run the three stages."""
         train = self.images.train
-        self.accelerator = build_accelerator(train.precision, train.accumulation)
+        self.accelerator = build_accelerator(
+            train.precision, train.accumulation, train.trackers, self.run_dir
+        )
         self.batches = self._batches("train", train.batch_size)
         self.val = self._val_batches()
         classifier = self._train_classifier() if self.images.losses.need_classifier else None
@@ -168,7 +170,7 @@ class _Trainer:
     def _settings(self, steps: int, *, sheets: bool = True) -> LoopSettings:
         train = self.images.train
         identity = {
-            "recipe": self.images.model_dump(mode="json"),
+            "recipe": self.images.model_dump(mode="json", exclude={"train": {"trackers"}}),
             "schema": self.store.schema.fingerprint,
             "store": self.store.fingerprint,
         }

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import digest
 from synthgen.core.model_folder import RECORD, read_model_folder, write_model_folder
 from synthgen.labels.condition import ConditionScale
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,15 +67,9 @@ def write_model(
         "training": dict(training),
     }
 
-    def save(target: Path) -> None:
-        try:
-            pipeline.save_pretrained(target)
-        except SafetensorError as error:  # what a full disk is to safetensors
-            raise OSError(str(error)) from error
-
     write_model_folder(
         folder,
-        save,
+        tensor_files()(pipeline.save_pretrained),
         kind=KIND,
         schema=details.schema,
         card=_card(details, training),

@@ -6,20 +6,23 @@ anew.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from synthgen.core.errors import StoreError
+from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import LabelBatches, draw_shuffled
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -31,6 +34,8 @@ Latents = Literal["posterior", "mean"]
 _CHUNK = 16
 _SHOWS_LESION = 1e-4
 _NEGLIGIBLE = 1e-3
+_ROUNDING = 1e-12
+"""A variance below this share of the mean square is rounding."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class LatentCache:
     position: torch.Tensor
 
     def measured_scale(self, latents: Latents) -> float:
-        """Return 1 / std over all draws from the posteriors, or over their means."""
+        """Return 1 / std over all draws from the posteriors, or over their means.
+
+        Raises:
+            RequestError: the latents do not vary.
+        """
         total = square = noise = 0.0
         for start in range(0, len(self.mu), 256):
             mu = self.mu[start : start + 256].double()
@@ -66,8 +75,15 @@ class LatentCache:
             square += float(mu.square().sum())
             if latents == "posterior":
                 noise += float(self.logvar[start : start + 256].double().exp().sum())
-        count = self.mu.numel()
-        return float(((square + noise) / count - (total / count) ** 2) ** -0.5)
+        mean_square = (square + noise) / self.mu.numel()
+        variance = mean_square - (total / self.mu.numel()) ** 2
+        if not variance > _ROUNDING * mean_square:
+            raise RequestError(
+                "latents: expected a positive standard deviation over the training slices, got "
+                f"variance {variance:.3g}: the autoencoder encodes them all alike; lower the "
+                "recipe's labels.autoencoder.losses.kl, or train the autoencoder longer"
+            )
+        return float(variance**-0.5)
 
     def templates(self, positions: int) -> torch.Tensor:
         """Return mean posteriors `(positions, Z, X, Y)`, unscaled, at evenly spaced positions.
@@ -169,14 +185,17 @@ def load_cache(path: Path, identity: str) -> LatentCache | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
+        with tensor_files(), safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("identity") != identity:
                 return None
-            names = ("mu", "logvar", "fractions", "position")
-            return LatentCache(*(file.get_tensor(name) for name in names))
-    except (OSError, SafetensorError):
-        logger.warning("%s: damaged latent cache, encoding anew", path)
+            tensors = {field.name: file.get_tensor(field.name) for field in fields(LatentCache)}
+        if metadata.get("digest") != _digest(tensors):
+            raise StoreError("its checksum is wrong")
+    except OSError as error:
+        logger.warning("%s: damaged latent cache (%s), encoding anew", path, error)
         return None
+    return LatentCache(**tensors)
 
 
 def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
@@ -186,12 +205,22 @@ def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
         StoreError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {name: getattr(cache, name).contiguous() for name in cache.__dataclass_fields__}
+    tensors = {field.name: getattr(cache, field.name).contiguous() for field in fields(cache)}
+    metadata = {"identity": identity, "digest": _digest(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"identity": identity})
+        with tensor_files():
+            save_file(tensors, temporary, metadata=metadata)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StoreError(
             f"{path}: could not be written ({error}); free space, then run again with --resume"
         ) from error
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 hex digest of the values, in order."""
+    total = hashlib.sha256()
+    for tensor in tensors.values():
+        total.update(tensor.numpy().data)
+    return total.hexdigest()

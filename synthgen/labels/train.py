@@ -8,7 +8,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from synthgen.core.errors import RecipeError
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+
+from synthgen.core.errors import RecipeError, StoreError
 from synthgen.core.manifest import digest, file_digest, write_atomic
 from synthgen.data.augment import PvAugment
 from synthgen.data.loaders import LabelBatch, LabelBatches, prefetch
@@ -34,7 +37,7 @@ from synthgen.labels.latents import (
 from synthgen.labels.optimise import loop_settings
 from synthgen.labels.train_autoencoder import AutoencoderStep
 from synthgen.labels.train_diffusion import DiffusionStep
-from synthgen.runtime import build_accelerator, place
+from synthgen.runtime import build_accelerator, place, tensor_files
 from synthgen.training.checkpoint import CheckpointFolder
 from synthgen.training.log import read_losses
 from synthgen.training.loop import run
@@ -69,7 +72,10 @@ class TrainPlan:
 
     def identity(self, stage: Literal["autoencoder", "diffusion"]) -> str:
         """Return the digest of what decides a stage's losses."""
-        recipe = self.recipe.model_dump(mode="json")
+        free = {"train": {"trackers"}}
+        recipe = self.recipe.model_dump(
+            mode="json", exclude={"autoencoder": free, "diffusion": free}
+        )
         keys = ["autoencoder", "augment", "lesion_share"]
         keys += ["diffusion"] if stage == "diffusion" else []
         return digest({"data": self.store.fingerprint} | {k: recipe[k] for k in keys})[:16]
@@ -93,11 +99,9 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
     run_dir = plan.run_dir / "autoencoder"
     vae = build_autoencoder(recipe, plan.store.schema.channels, train.seed)
     result, identity = run_dir / "result", plan.identity("autoencoder")
-    if plan.resume and read_json(result / "done.json").get("identity") == identity:
-        # Weights alone: `from_pretrained` would write the run's path into the exported config.
-        vae.load_state_dict(type(vae).from_pretrained(result).state_dict())
+    if plan.resume and _restore(vae, result, identity):
         return vae.eval().requires_grad_(False)
-    accelerator = build_accelerator(train.precision, train.accumulation, (), run_dir)
+    accelerator = build_accelerator(train.precision, train.accumulation, train.trackers, run_dir)
     batches = label_batches(plan, train)
     first = first_step(run_dir, plan.resume) * train.accumulation
     with prefetch(batches, first) as ahead:
@@ -108,22 +112,45 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
         steps = run(step, settings, run_dir, accelerator, plan.resume)
     step.ema["vae"].copy_to(vae.parameters())
     vae = vae.eval().requires_grad_(False).cpu()
-    vae.save_pretrained(result)
+    try:
+        with tensor_files():
+            vae.save_pretrained(result)
+    except OSError as error:
+        raise StoreError(
+            f"{result}: could not be written ({error}); free space, then run again with --resume"
+        ) from error
     done = {"identity": identity, "steps": steps}
     write_atomic(result / "done.json", json.dumps(done).encode())
     return vae
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is absent gives `{}`."""
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+def _restore(vae: ModelMixin, result: Path, identity: str) -> bool:
+    """Load the weights of a finished training; tell whether there were any of this identity.
+
+    Raises:
+        StoreError: the folder is damaged.
+    """
+    done = result / "done.json"
+    if not done.is_file():
+        return False
+    try:
+        if json.loads(done.read_bytes())["identity"] != identity:
+            return False
+        with tensor_files():
+            vae.load_state_dict(load_file(result / SAFETENSORS_WEIGHTS_NAME))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(
+            f"{result}: damaged ({reason}); delete that folder, then run again with --resume"
+        ) from error
+    return True
 
 
 def train_diffusion(plan: TrainPlan, vae: ModelMixin) -> TrainedDiffusion:
     """Encode the training slices, train the denoiser, and return the pipeline with EMA weights."""
     recipe, train = plan.recipe.diffusion, plan.recipe.diffusion.train
     schema, run_dir = plan.store.schema, plan.run_dir / "diffusion"
-    accelerator = build_accelerator(train.precision, train.accumulation, (), run_dir)
+    accelerator = build_accelerator(train.precision, train.accumulation, train.trackers, run_dir)
     place(vae, accelerator.device)
     cache = latent_cache(plan, vae, accelerator)
     factor = cache.measured_scale(recipe.latents) if recipe.latent_scaling else 1.0

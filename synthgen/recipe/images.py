@@ -9,12 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from synthgen.recipe.base import Strict
-
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
+from synthgen.recipe.base import Count, Positive, Probability, Steps, Strict, Weight
+from synthgen.recipe.training import TrainingRecipe
 
 
 class GeneratorRecipe(Strict):
@@ -54,8 +50,8 @@ class ClassifierRecipe(Strict):
     width: Count
     steps: Steps
     batch_size: Count
-    lr: Annotated[float, Field(gt=0)]
-    lr_final: Annotated[float, Field(gt=0)]
+    lr: Positive
+    lr_final: Positive
 
 
 class LossWeights(Strict):
@@ -100,9 +96,9 @@ class PairAugmentRecipe(Strict):
 class ContrastAugmentRecipe(Strict):
     """Changes of contrast, the same for an image and its style images."""
 
-    bias: Annotated[float, Field(ge=0, le=1)]
-    gamma_low: Annotated[float, Field(gt=0)]
-    gamma_high: Annotated[float, Field(gt=0)]
+    bias: Probability
+    gamma_low: Positive
+    gamma_high: Positive
     noise: Weight
 
 
@@ -112,8 +108,8 @@ class SamplingRecipe(Strict):
     lesion_probability: Probability
 
 
-class ImageTrainRecipe(Strict):
-    """Length, optimisers and bookkeeping of the VAE-GAN training.
+class ImageTrainRecipe(TrainingRecipe):
+    """The VAE-GAN training: lengths and learning rates, beside what every training says.
 
     `constant` and `decay` (the linear decay to 0 that follows) count in `unit`: optimiser steps,
     or epochs over the training images. `LossWeights.slice_consistency_from` uses the same unit.
@@ -124,20 +120,9 @@ class ImageTrainRecipe(Strict):
     unit: Literal["step", "epoch"]
     constant: Count
     decay: Steps
-    batch_size: Count
-    accumulation: Count
-    lr_generator: Annotated[float, Field(gt=0)]
-    lr_discriminator: Annotated[float, Field(gt=0)]
-    betas: tuple[float, float]
-    clip_norm: Weight
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16", "fp16"]
-    log_every: Count
-    sheet_every: Steps
-    checkpoint_every: Count
-    keep: Count
+    lr_generator: Positive
+    lr_discriminator: Positive
     init: Literal["xavier", "kaiming"]
-    seed: Annotated[int, Field(ge=0)]
 
 
 class ImageRecipe(Strict):

@@ -9,39 +9,24 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from synthgen.recipe.base import Strict
+from synthgen.recipe.base import Count, Positive, Probability, Steps, Strict, Weight
+from synthgen.recipe.training import TrainingRecipe
 
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
-class TrainRecipe(Strict):
-    """Length, optimiser and bookkeeping of one training.
+class TrainRecipe(TrainingRecipe):
+    """One training: its length and learning rate, beside what every training says.
 
     `lr_decay` is the factor a step of the "exponential" schedule, unused by the others.
     """
 
     steps: Count
-    batch_size: Count
-    accumulation: Count
     lr: Positive
-    betas: tuple[Probability, Probability]
     weight_decay: Weight
     lr_schedule: Literal["constant", "cosine", "exponential"]
     lr_warmup: Steps
     lr_decay: Annotated[float, Field(gt=0, le=1)]
-    clip_norm: Weight
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16", "fp16"]
-    log_every: Count
-    sheet_every: Steps
-    checkpoint_every: Count
-    keep: Count
-    seed: Annotated[int, Field(ge=0)]
 
 
 class ReconstructionWeights(Strict):

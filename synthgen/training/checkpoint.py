@@ -8,10 +8,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,12 +56,13 @@ class CheckpointFolder:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            _write(temporary, step, train_step, accelerator, identity)
+            with tensor_files():
+                _write(temporary, step, train_step, accelerator, identity)
             if target.exists():
                 shutil.rmtree(target)
             temporary.replace(target)
             _sync(self._folder)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StoreError(
                 f"{target}: checkpoint could not be written ({error}); "
@@ -202,8 +203,9 @@ def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with tensor_files():
+            return load_file(path)
+    except OSError as error:
         raise StoreError(_damaged(path, error)) from error
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import numpy as np
@@ -16,11 +17,12 @@ from synthgen.core.errors import StoreError
 from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     import torch
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class LossLog:
         self._path = path
         self._enabled = enabled
         self._pending: list[tuple[int, float, Mapping[str, float | torch.Tensor]]] = []
+        self._window: list[dict[str, float]] = []
         self._stream: TextIO | None = None
         self._last = time.perf_counter()
         self._first = first_step
@@ -77,8 +80,15 @@ class LossLog:
         self._pending.append((step, now - self._last, losses))
         self._last = now
 
-    def flush(self) -> dict[str, float]:
-        """Write what is pending and return its means (`{}` when nothing was)."""
+    def means(self) -> dict[str, float]:
+        """Write what is pending and return the means since the last call (`{}` without any)."""
+        self.flush()
+        rows, self._window = self._window, []
+        keys = [k for k in rows[-1] if k != "step"] if rows else []
+        return {k: float(np.mean([row[k] for row in rows if k in row])) for k in keys}
+
+    def flush(self) -> None:
+        """Write what is pending."""
         rows = [
             {"step": step, "s": round(seconds, 4)} | {k: float(v) for k, v in losses.items()}
             for step, seconds, losses in self._pending
@@ -87,10 +97,7 @@ class LossLog:
         if self._stream is not None:
             self._stream.writelines(json.dumps(row) + "\n" for row in rows)
             self._stream.flush()
-        if not rows:
-            return {}
-        keys = [k for k in rows[-1] if k != "step"]
-        return {k: float(np.mean([row[k] for row in rows if k in row])) for k in keys}
+        self._window += rows
 
 
 def read_losses(path: Path) -> list[dict[str, Any]]:
@@ -110,6 +117,19 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise StoreError(f"{path}: line {number} is not JSON ({error})") from error
     return rows
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, name: str, facts: Mapping[str, object]) -> Iterator[None]:
+    """Run the accelerator's trackers for one training, as project `synthgen-NAME`."""
+    accelerator.trackers = []  # those of an earlier training have ended
+    accelerator.init_trackers(f"synthgen-{name}", dict(facts))
+    try:
+        yield
+    finally:
+        # Not `end_training`: it would end the workers' process group too.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 class Progress:

@@ -21,7 +21,7 @@ from torch import nn
 from synthgen.core.errors import RequestError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.training.checkpoint import CheckpointFolder
-from synthgen.training.log import LossLog, Progress, write_sheet
+from synthgen.training.log import LossLog, Progress, tracked, write_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -140,13 +140,14 @@ def run(
     progress = Progress(run_dir.name, first, settings.steps, enabled=main)
     clock = _Clock(settings.max_minutes)
     step, saved = first, first
-    with _graceful_signals() as stop, log, progress:
+    facts = {"run": str(run_dir), "identity": settings.identity, "seed": settings.seed}
+    with _graceful_signals() as stop, log, progress, tracked(accelerator, run_dir.name, facts):
         while step < settings.steps and not stop.is_set() and not clock.is_over(accelerator):
             losses = _seeded_step(train_step, accelerator, settings.seed, step)
             step += 1
             log.add(step, losses)
             if step % settings.log_every == 0 or step == settings.steps:
-                window = log.flush()
+                window = log.means()
                 progress.show(step, window)
                 accelerator.log(window, step=step)
             if settings.sheet_every and step % settings.sheet_every == 0:

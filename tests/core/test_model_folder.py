@@ -51,6 +51,18 @@ def test_the_same_model_has_the_same_checksums_and_another_one_has_not(folder, t
     assert {name for name in files if files[name] != other[name]} == {WEIGHTS}
 
 
+def test_where_a_network_was_loaded_from_is_not_told(tmp_path):
+    def saver(target):
+        save(target)
+        settings = {"_class_name": "Net", "_name_or_path": "/home/somebody/model", "width": 3}
+        (target / "net" / "config.json").write_text(json.dumps(settings))
+
+    write(tmp_path / "model", saver)
+    read_model_folder(tmp_path / "model", "labels")
+    kept = json.loads((tmp_path / "model" / "net" / "config.json").read_text())
+    assert kept == {"_class_name": "Net", "width": 3}
+
+
 def test_a_newer_model_replaces_the_older_one_whole(folder, tmp_path):
     def bare(target):
         (target / "model_index.json").write_text("{}")

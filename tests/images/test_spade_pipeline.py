@@ -89,6 +89,17 @@ def test_saving_replaces_an_older_model_whole(folder, pipeline):
     assert [p.name for p in folder.parent.iterdir()] == ["images"]
 
 
+@pytest.mark.parametrize("load", [SpadePipeline.load, SpadePipeline.from_pretrained])
+def test_a_loaded_model_saves_as_the_same_files(folder, load):
+    before = SpadePipeline.load(folder)
+    load(folder).save(folder.parent / "again", before.record)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "synthgen.json":
+            again = folder.parent / "again" / path.relative_to(folder)
+            assert again.read_bytes() == path.read_bytes(), path.name
+    assert SpadePipeline.load(folder.parent / "again").identity == before.identity
+
+
 def test_weights_that_cannot_be_written_leave_the_older_model(pipeline, folder, monkeypatch):
     """A full disk is a SafetensorError to safetensors, no OSError."""
 

@@ -220,6 +220,22 @@ def test_a_run_is_not_overwritten_nor_continued_by_another_recipe(
         )
 
 
+def test_trackers_get_the_losses_and_may_change_when_a_run_resumes(
+    store_path, tiny_recipe, tmp_path, recorders
+):
+    settings = {"losses__perceptual": 0.5, "train__log_every": 1}
+    recipe = tiny_recipe(**settings, train__trackers="[tensorboard]")
+    train_images(recipe, store_path, tmp_path / "m", tmp_path / "run")
+    folders = {"synthgen-classifier": tmp_path / "run/classifier", "synthgen-run": tmp_path / "run"}
+    assert [tracker.run_name for tracker in recorders] == list(folders)
+    for tracker in recorders:
+        seen = [{k: v for k, v in row.items() if k != "s"} for row in tracker.rows]
+        assert seen == read_losses(folders[tracker.run_name])
+        assert tracker.finished == 1
+    train_images(tiny_recipe(**settings), store_path, tmp_path / "m", tmp_path / "run", resume=True)
+    assert len(recorders) == 2
+
+
 def test_time_that_is_up_still_gives_a_model(store_path, tiny_recipe, tmp_path):
     train_images(tiny_recipe(), store_path, tmp_path / "m", max_minutes=0.0)
     assert SpadePipeline.load(tmp_path / "m").record.training["steps"] == 0

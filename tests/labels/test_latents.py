@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from synthgen.core.errors import StoreError
+from synthgen.core.errors import RequestError, StoreError
 from synthgen.data.loaders import LabelBatches
 from synthgen.labels.build import build_autoencoder
 from synthgen.labels.latents import (
@@ -53,6 +53,16 @@ def test_a_cache_of_other_data_is_not_taken(tmp_path):
     save_cache(tmp_path / "latents", cache_of(3), "two")
     assert len(load_cache(tmp_path / "latents", "two").mu) == 3
     assert load_cache(tmp_path / "latents", "one") is None
+
+
+@pytest.mark.parametrize("offset", [-1, -100])
+def test_a_cache_with_a_changed_byte_is_not_taken(tmp_path, caplog, offset):
+    save_cache(tmp_path / "latents", cache_of(40), "one")
+    raw = bytearray((tmp_path / "latents").read_bytes())
+    raw[offset] ^= 1
+    (tmp_path / "latents").write_bytes(raw)
+    assert load_cache(tmp_path / "latents", "one") is None
+    assert "damaged" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_names_its_file(tmp_path):
@@ -121,6 +131,14 @@ def test_measured_scale_is_one_over_the_standard_deviation(num_rows):
     noise = float(logvar.double().exp().mean())
     assert cache.measured_scale("mean") == pytest.approx(variance**-0.5, rel=1e-9)
     assert cache.measured_scale("posterior") == pytest.approx((variance + noise) ** -0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.0, math.nan])
+def test_collapsed_latents_have_no_scale(value):
+    mu = torch.full((300, 2, 4, 4), value).half()
+    cache = LatentCache(mu, mu, torch.zeros(300, 1), torch.zeros(300))
+    with pytest.raises(RequestError, match=r"positive standard deviation.*losses\.kl"):
+        cache.measured_scale("mean")
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])

@@ -1,11 +1,12 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthgen.core.errors import RecipeError, RequestError, SchemaError
+from synthgen.core.errors import RecipeError, RequestError, SchemaError, StoreError
 from synthgen.core.rng import SampleKey
 from synthgen.data.loaders import LabelBatches
 from synthgen.data.store import TrainingStore
@@ -116,6 +117,41 @@ def test_a_time_budget_still_gives_a_model(store_path, label_recipe, tmp_path):
     train_labels(label_recipe(), store_path, tmp_path / "model", tmp_path / "run", max_minutes=0.0)
     generator = load_label_generator(tmp_path / "model")
     assert generator.sample([SampleKey(0, 0)], [LabelCondition({}, 0.5)]).shape == (1, 9, 32, 48)
+
+
+@pytest.mark.parametrize("name", ["done.json", "diffusion_pytorch_model.safetensors"])
+def test_a_damaged_autoencoder_is_named_when_a_run_resumes(
+    trained, store_path, label_recipe, tmp_path, name
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[1], run_dir)
+    result = run_dir / "autoencoder" / "result"
+    (result / name).write_bytes((result / name).read_bytes()[:-40])
+    recipe = label_recipe({"autoencoder.train.sheet_every": 6, "diffusion.train.sheet_every": 6})
+    with pytest.raises(StoreError, match=rf"{result}: damaged.*delete that folder"):
+        train_labels(recipe, store_path, tmp_path / "model", run_dir, resume=True)
+    shutil.rmtree(result)
+    train_labels(recipe, store_path, tmp_path / "model", run_dir, resume=True)
+    file = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "model" / file).read_bytes() == (trained[0] / file).read_bytes()
+
+
+def test_trackers_get_the_losses_and_may_change_when_a_run_resumes(
+    store_path, label_recipe, tmp_path, recorders
+):
+    run_dir = tmp_path / "run"
+    tracked = {f"{stage}.train.trackers": "[tensorboard]" for stage in ("autoencoder", "diffusion")}
+    train_labels(label_recipe(tracked), store_path, tmp_path / "m", run_dir)
+    for tracker, stage in zip(recorders, ("autoencoder", "diffusion"), strict=True):
+        assert (tracker.run_name, tracker.logging_dir) == (
+            f"synthgen-{stage}",
+            str(run_dir / stage),
+        )
+        seen = [{k: v for k, v in row.items() if k != "s"} for row in tracker.rows]
+        assert seen == losses(run_dir, stage)
+        assert tracker.finished == 1
+    train_labels(label_recipe(), store_path, tmp_path / "m", run_dir, resume=True)
+    assert len(recorders) == 2
 
 
 def test_a_recipe_without_labels_is_refused(store_path, label_recipe, tmp_path):

@@ -1,9 +1,13 @@
+from typing import get_args
+
 import pytest
 import yaml
+from accelerate.utils import LoggerType
 
 from synthgen.core.errors import RecipeError
 from synthgen.core.schema import BRAIN9
 from synthgen.recipe import Recipe, dump, find_recipe, list_recipes, load_recipe
+from synthgen.recipe.training import Tracker
 from synthgen.recipe.yaml12 import parse, render
 
 
@@ -159,6 +163,32 @@ def test_bad_overrides_name_themselves(override, message):
         load_recipe("tiny", [override])
     assert f"-o {override}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_trackers_are_those_of_accelerate():
+    assert set(get_args(Tracker)) <= set(LoggerType.list())
+    recipe = load_recipe("tiny", ["images.train.trackers=[wandb, tensorboard]"])
+    assert recipe.images.train.trackers == ("wandb", "tensorboard")
+    with pytest.raises(RecipeError, match=r"key 'images\.train\.trackers.*got 'wandbb'"):
+        load_recipe("tiny", ["images.train.trackers=[wandbb]"])
+
+
+@pytest.mark.parametrize(
+    "section", ["labels.autoencoder.train", "labels.diffusion.train", "images.train"]
+)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 0),
+        ("betas", "[0.9, 1.5]"),
+        ("ema_decay", 1),
+        ("precision", "fp8"),
+        ("keep", 0),
+    ],
+)
+def test_all_trainings_check_their_common_keys_alike(section, key, value):
+    with pytest.raises(RecipeError, match=rf"key '{section}\.{key}"):
+        load_recipe("tiny", [f"{section}.{key}={value}"])
 
 
 def test_a_loaded_recipe_is_frozen():

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from matplotlib import image
+from recorder import Recorder
 from toy_training import ToyStep, toy_settings
 
 from synthgen.core.errors import RequestError, StoreError
@@ -226,6 +229,34 @@ def test_autocast_really_computes_in_bfloat16_on_a_cpu():
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(RequestError, match="fp16"):
         build_accelerator("fp16")
+
+
+def test_trackers_get_every_window_of_losses(tmp_path):
+    tracker = Recorder()
+    accelerator = build_accelerator("fp32", 1, [tracker], tmp_path)
+    for name, start in (("one", 0), ("two", 4)):  # one accelerator serves several runs
+        run(ToyStep(accelerator), SETTINGS, tmp_path / name, accelerator)
+        rows = read_losses(tmp_path / name / "losses.jsonl")
+        assert [row["step"] for row in tracker.rows[start:]] == [3, 6, 9, 12]
+        last = [row["critic"] for row in rows[-3:]]
+        assert tracker.rows[-1]["critic"] == pytest.approx(np.mean(last))
+        assert tracker.configs[-1]["run"] == str(tmp_path / name)
+    assert tracker.finished == 2
+
+
+def test_trackers_are_finished_when_training_fails(tmp_path):
+    tracker = Recorder()
+    accelerator = build_accelerator("fp32", 1, [tracker], tmp_path)
+    with pytest.raises(RuntimeError, match="power failure"):
+        run(Interrupted(accelerator, 4, crash), SETTINGS, tmp_path / "run", accelerator)
+    assert [row["step"] for row in tracker.rows] == [3]
+    assert tracker.finished == 1
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    with pytest.raises(RequestError, match=r"tracker 'wandb'.*pip install wandb"):
+        build_accelerator("fp32", 1, ["tensorboard", "wandb"], None)
 
 
 @pytest.mark.slow
