@@ -38,6 +38,7 @@ from synthgen.cli.generation import (
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from synthgen.generate import Acceptance
     from synthgen.labels import ConditionRange, LabelGenerator
 
 
@@ -91,6 +92,10 @@ def command(  # noqa: PLR0913 - one parameter for each option
         float | None,
         typer.Option(help="Strength of guidance, 1 for none. Default: the model's."),
     ] = None,
+    max_attempts: Annotated[
+        int,
+        typer.Option(help="Draws of a map, at most, until it meets its lesion request."),
+    ] = 4,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.FP32,
     threads: ThreadsOption = THREADS,
@@ -107,7 +112,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.core.workspace import Workspace
 
     folder = find_model(model, workspace, "labels")
-    from synthgen.generate import GenerationSettings, LabelJob
+    from synthgen.generate import Acceptance, GenerationSettings, LabelJob
     from synthgen.runtime import worker
 
     rank, world = worker()
@@ -115,6 +120,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
         seed, batch_size, shard_size, threads, repair, worker=rank, num_workers=world
     )
     settings.plan(n)
+    acceptance = Acceptance(max_attempts)
     load: LoadOptions = {
         "sampler": sampler.value if sampler else None,
         "steps": steps,
@@ -129,10 +135,23 @@ def command(  # noqa: PLR0913 - one parameter for each option
         print(f"conditions: {_shown(conditions)}")
         print(f"training data: {_shown(generator.conditions)}")
         print(idle_cores(settings, place, "labels") or f"device: {place}")
-    job = LabelJob(generator, conditions, settings)
+    job = LabelJob(generator, conditions, settings, acceptance)
     notes = {"model": str(folder), "load": json.dumps(load, sort_keys=True)}
     target = out or Workspace(workspace).labels
     complete(job, n, target, notes, dry_run=dry_run, as_json=as_json)
+    if not (as_json or dry_run) and world == 1:
+        print(_requests_met(target, acceptance))
+
+
+def _requests_met(folder: Path, acceptance: "Acceptance") -> str:
+    """Return how many maps were drawn again, and how many still miss their lesion request."""
+    from synthgen.data.shards import Shards
+
+    shards = Shards(folder)
+    asked, made = shards.column("condition")[:, :-1], shards.column("realised")
+    again = int((shards.column("attempt") > 0).sum())
+    missed = len(shards) - int(acceptance.meets(asked, made).sum())
+    return f"lesion requests: {again} maps drawn again, {missed} of {len(shards)} still miss theirs"
 
 
 def label_generator(folder: Path, load: LoadOptions, device: str) -> "LabelGenerator":

@@ -270,6 +270,15 @@ class Shards:
                 ) from error
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
+    def column(self, name: str) -> npt.NDArray[np.float32]:
+        """Return one small array of all samples, such as "condition" or "realised".
+
+        Raises:
+            StoreError: a shard is missing.
+        """
+        shards = range(self.plan.num_shards)
+        return np.concatenate([np.asarray(self._open(shard)[name]) for shard in shards])
+
     def arrays(self, shard: int) -> Arrays:
         """Return all arrays of a shard as stored, after checking its checksum.
 

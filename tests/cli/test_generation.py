@@ -108,7 +108,21 @@ def test_continues_and_reports_json(synthgen, work):
         "problems": [],
     }
     code, out, _ = synthgen("labels", "--n", 5, *SMALL)
-    assert (code, out.splitlines()[-1].rpartition("; ")[2]) == (0, "nothing to do")
+    assert code == 0
+    assert "; nothing to do" in out
+
+
+def test_labels_count_the_requests_that_were_met(synthgen, work):
+    code, out, _ = synthgen("labels", "--n", 4, "--lesion", "wmh=0.01:0.05", *SMALL)
+    attempts = Shards(work / "labels").column("attempt")
+    assert code == 0
+    assert f"lesion requests: {(attempts > 0).sum()} maps drawn again, " in out
+    other = ("--out", work / "first_draws", "--max-attempts", 1)
+    code, out, _ = synthgen("labels", "--n", 4, "--lesion", "wmh=0.01:0.05", *other, *SMALL)
+    assert "lesion requests: 0 maps drawn again, " in out
+    code, _, err = synthgen("labels", "--n", 4, "--max-attempts", 0, *SMALL)
+    assert code == 2
+    assert "max-attempts must be at least 1, got 0" in err
 
 
 def test_dry_run_writes_nothing(synthgen, work):
