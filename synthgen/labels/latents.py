@@ -166,18 +166,34 @@ def encode_slices(
         accelerator: for its autocast precision.
     """
     jobs = [(i, SampleKey(seed, i * copies + k)) for k in range(copies) for i in indices]
-    parts: list[tuple[torch.Tensor, ...]] = []
+    cache: LatentCache | None = None
     for start in range(0, len(jobs), _CHUNK):
         chunk = jobs[start : start + _CHUNK]
         batch = batches.augmented([i for i, _ in chunk], [key for _, key in chunk])
         pv = batch.pv.to(accelerator.device, memory_format=torch.channels_last)
         with torch.inference_mode(), accelerator.autocast():
             posterior = vae.encode(pv).latent_dist
-        halves = (posterior.mean.half().cpu(), posterior.logvar.half().cpu())
-        parts.append((*halves, batch.fractions, batch.position))
+        if cache is None:
+            cache = _empty_cache(len(jobs), posterior.mean, batch.fractions)
+        rows = slice(start, start + len(chunk))
+        cache.mu[rows], cache.logvar[rows] = posterior.mean, posterior.logvar
+        cache.fractions[rows], cache.position[rows] = batch.fractions, batch.position
         if start // _CHUNK % 50 == 0:
             logger.info("encoded %d of %d augmented slices", start, len(jobs))
-    return LatentCache(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    if cache is None:
+        raise StoreError("no training slices to encode; prepare more subjects")
+    return cache
+
+
+def _empty_cache(count: int, mu: torch.Tensor, fractions: torch.Tensor) -> LatentCache:
+    """Allocate it whole: small parts kept between large temporaries would pin the heap."""
+    shape = (count, *mu.shape[1:])
+    return LatentCache(
+        torch.empty(shape, dtype=torch.float16),
+        torch.empty(shape, dtype=torch.float16),
+        torch.empty(count, fractions.shape[1]),
+        torch.empty(count),
+    )
 
 
 def load_cache(path: Path, identity: str) -> LatentCache | None:
