@@ -243,6 +243,7 @@ def build_networks(
             norm=g.norm,
             style_in_norm=g.style_in_norm,
             pv_resize=g.pv_resize,
+            upsample=g.upsample,
         )
     with seeded_init(seed, 2):
         encoder = StyleEncoder(

@@ -27,6 +27,7 @@ from synthgen.models.spectral import spectral_conv
 
 Norm = Literal["instance", "group", "batch"]
 Resize = Literal["nearest", "area"]
+Upsample = Literal["nearest", "bilinear"]
 Output = Literal["tanh", "leaky_relu"]
 
 SLOPE = 0.2
@@ -172,8 +173,8 @@ class SPADEResBlock(nn.Module):
 class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Paint a partial-volume map in the style of a code.
 
-    z is mapped linearly to 16n channels at 1/32 of the size; seven SPADE blocks with nearest x2
-    between them go down to n channels at full size (n = `base_channels`), two of them at 1/16.
+    z is mapped linearly to 16n channels at 1/32 of the size; seven SPADE blocks, enlarged x2
+    between them, go down to n channels at full size (n = `base_channels`), two of them at 1/16.
 
     Args:
         label_channels: channels of pv.
@@ -187,6 +188,8 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         out_channels: image channels.
         pv_resize: `area`, or `nearest` as in the papers.
         spectral_norm: spectral normalisation on the convolutions of the residual blocks.
+        upsample: `nearest` as in the papers, or `bilinear`: the pixels of the start map leave no
+            seams in flat regions.
 
     Examples:
         >>> generator = SPADEGenerator(2, (32, 64), base_channels=1, latent_dim=3, hidden=4)
@@ -208,6 +211,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         out_channels: int = 1,
         pv_resize: Resize = "area",
         spectral_norm: bool = True,
+        upsample: Upsample = "nearest",
     ) -> None:
         super().__init__()
         if any(size % 2**_HALVINGS for size in shape):
@@ -218,6 +222,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self.shape = (int(shape[0]), int(shape[1]))
         self.output_activation: Output = output
         self.pv_resize: Resize = pv_resize
+        self.upsample: Upsample = upsample
         n = base_channels
         widths = (16 * n, 16 * n, 16 * n, 16 * n, 8 * n, 4 * n, 2 * n, n)
         self.start_channels = widths[0]
@@ -257,7 +262,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         for number, block in enumerate(self.blocks):
             # The two middle blocks (1 and 2) share one resolution.
             if number not in (0, 2):
-                x = functional.interpolate(x, scale_factor=2, mode="nearest")
+                x = functional.interpolate(x, scale_factor=2, mode=self.upsample)
             small = resize_pv(pv, (x.shape[-2], x.shape[-1]), self.pv_resize)
             x = block(x, small, z)
         return self._paint(functional.leaky_relu(x, SLOPE))

@@ -16,7 +16,8 @@ from synthgen.recipe.training import TrainingRecipe
 class GeneratorRecipe(Strict):
     """The SPADE generator: width n, latent size Z, hidden width of its norms.
 
-    `style_in_norm` lets the style enter every SPADE norm, `pv_resize` is how labels shrink.
+    `style_in_norm` lets the style enter every SPADE norm, `pv_resize` is how labels shrink,
+    `upsample` how features grow.
     """
 
     base_channels: Count
@@ -25,6 +26,7 @@ class GeneratorRecipe(Strict):
     norm: Literal["instance", "batch", "group"]
     style_in_norm: bool
     pv_resize: Literal["area", "nearest"]
+    upsample: Literal["nearest", "bilinear"]
 
 
 class StyleEncoderRecipe(Strict):

@@ -268,3 +268,20 @@ def test_initialising_leaves_the_global_generator_alone():
     before = torch.default_generator.get_state()
     initialise_weights(model, torch.Generator())
     assert torch.equal(torch.default_generator.get_state(), before)
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+def test_features_grow_as_asked(upsample):
+    model = generator(upsample=upsample).eval()
+    assert fold_spectral_norm(model).upsample == upsample
+    seen = []
+    model.blocks[0].register_forward_hook(lambda *call: seen.append(call[2]))
+    model.blocks[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(random_pv(1, 32, 64), random_codes(1))
+    small, large = seen  # (1, 32, 1, 2) and (1, 32, 2, 4)
+    left, right = small[..., 0, 0], small[..., 0, 1]
+    # Half-pixel centres: the inner pixels lie a quarter of the way to the neighbour.
+    share = 0.25 if upsample == "bilinear" else 0.0
+    expected = [left, left + share * (right - left), right - share * (right - left), right]
+    torch.testing.assert_close(large[..., 0, :], torch.stack(expected, dim=-1))
