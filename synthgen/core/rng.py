@@ -31,6 +31,7 @@ class Stream(IntEnum):
     AUGMENT = 5
     INIT = 6
     SPLIT = 7
+    EVALUATE = 8
 
 
 @dataclass(frozen=True)
