@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 Shares = npt.NDArray[np.float32]
-PRESENT = 1e-4
-"""A lesion below this share of the brain is not there."""
+PRESENT = 1e-3
+"""Below this share of the brain, a lesion that nobody asked for is haze: no pixel is mostly it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Acceptance:
             wanted: shares of the brain `(B, L)`.
             realised: shares of the brain `(B, L)`.
         """
-        low = np.maximum(wanted / self.factor - self.slack, PRESENT)
+        low = np.maximum(wanted / self.factor - self.slack, np.minimum(wanted, PRESENT) / 2)
         high = wanted * self.factor + self.slack
         present = (realised >= low) & (realised <= high)
         return np.asarray(np.where(wanted > 0, present, realised < PRESENT).all(axis=1))
