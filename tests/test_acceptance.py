@@ -101,6 +101,17 @@ def test_without_a_fitting_draw_the_nearest_is_kept(tmp_path):
         assert row.realised["wmh"] == pytest.approx(row.condition["wmh"] * nearest, abs=0.0025)
 
 
+def test_lesions_that_the_generator_never_saw_do_not_count(tmp_path):
+    generator = CarelessLabels(factors=(0.0,))
+    generator.conditions = ConditionRange({"tumour": (0.0, 0.1)}, (0.3, 0.7))
+    generate_labels(generator, RANGES, 8, tmp_path, SETTINGS)  # draws wmh; tumour is absent
+    assert generator.draws == 2
+    generator.conditions = ConditionRange({}, (0.3, 0.7))
+    nothing = ConditionRange({}, (0.3, 0.7))
+    generate_labels(generator, nothing, 8, tmp_path / "healthy", SETTINGS)
+    assert generator.draws == 4
+
+
 def test_one_attempt_keeps_each_first_draw(tmp_path):
     generator = CarelessLabels()
     generate_labels(generator, RANGES, 16, tmp_path, SETTINGS, acceptance=Acceptance(1))

@@ -38,7 +38,7 @@ from synthgen.cli.generation import (
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from synthgen.generate import Acceptance
+    from synthgen.generate import LabelJob
     from synthgen.labels import ConditionRange, LabelGenerator
 
 
@@ -140,17 +140,17 @@ def command(  # noqa: PLR0913 - one parameter for each option
     target = out or Workspace(workspace).labels
     complete(job, n, target, notes, dry_run=dry_run, as_json=as_json)
     if not (as_json or dry_run) and world == 1:
-        print(_requests_met(target, acceptance))
+        print(_requests_met(target, job))
 
 
-def _requests_met(folder: Path, acceptance: "Acceptance") -> str:
+def _requests_met(folder: Path, job: "LabelJob") -> str:
     """Return how many maps were drawn again, and how many still miss their lesion request."""
     from synthgen.data.shards import Shards
 
     shards = Shards(folder)
     asked, made = shards.column("condition")[:, :-1], shards.column("realised")
     again = int((shards.column("attempt") > 0).sum())
-    missed = len(shards) - int(acceptance.meets(asked, made).sum())
+    missed = len(shards) - int(job.meets(asked, made).sum())
     return f"lesion requests: {again} maps drawn again, {missed} of {len(shards)} still miss theirs"
 
 

@@ -165,13 +165,15 @@ class LabelJob:
         )
         asked, kept = condition[:, :-1], self._draw(first, wanted)
         for attempt in range(1, self.acceptance.max_attempts):
-            missed = np.flatnonzero(~self.acceptance.meets(asked, kept["realised"]))
+            missed = np.flatnonzero(~self.meets(asked, kept["realised"]))
             if not missed.size:
                 break
             again = [replace(first[row], attempt=attempt) for row in missed]
             fresh = self._draw(again, [wanted[row] for row in missed])
             nearer = self.acceptance.nearer(
-                asked[missed], fresh["realised"], kept["realised"][missed]
+                asked[missed][:, self._seen],
+                fresh["realised"][:, self._seen],
+                kept["realised"][missed][:, self._seen],
             )
             for name, array in fresh.items():
                 kept[name][missed[nearer]] = array[nearer]
@@ -180,6 +182,21 @@ class LabelJob:
             "index": np.arange(batch.start, batch.stop, dtype=np.int64),
             "condition": condition,
         }
+
+    def meets(
+        self, asked: npt.NDArray[np.float32], realised: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.bool_]:
+        """Return which of B maps meet their request, for shares `(B, L)` of all lesions.
+
+        Lesions that the generator never saw do not count: it cannot draw them.
+        """
+        return self.acceptance.meets(asked[:, self._seen], realised[:, self._seen])
+
+    @property
+    def _seen(self) -> list[int]:
+        """Which lesions the generator saw in training."""
+        seen = self.generator.conditions.lesions
+        return [i for i, name in enumerate(self.schema.lesions) if name in seen]
 
     def _draw(self, keys: Sequence[SampleKey], wanted: Sequence[LabelCondition]) -> Arrays:
         """Draw one batch once: maps as stored, their lesion shares, and the attempt."""
