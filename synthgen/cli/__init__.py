@@ -1,6 +1,7 @@
 """The command line. Command modules import nothing heavy until their command runs.
 
-Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 130 interrupted (run it again to resume).
+Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 4 a gate failed, 130 interrupted (run it
+again to resume).
 """
 
 import logging
@@ -25,6 +26,8 @@ _COMMANDS = (
     "verify",
     "preview",
     "replay",
+    "evaluate",
+    "redraw",
 )
 """One module of this package each, in the order of `--help`: a `command` function, or an `app`
 where the command has subcommands."""

@@ -11,7 +11,7 @@ from synthgen.core.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
     from synthgen.data.shards import Shards
-    from synthgen.generate import Job
+    from synthgen.generate import Job, LabelJob
 
 
 def command(
@@ -43,13 +43,40 @@ def command(
         raise typer.Exit(3)
 
 
+def noted_model(shards: "Shards", model: Path | None) -> Path:
+    """Return the model folder that was given, else the one that a dataset's manifest names."""
+    return model or Path(shards.manifest.provenance.get("model", ""))
+
+
+def label_job(shards: "Shards", folder: Path, device: str) -> "LabelJob":
+    """Return the job that made a dataset of labels, with its model loaded as it was then.
+
+    Raises:
+        RequestError: the model is not the one that made it.
+        StoreError: no model there, or the manifest lacks something.
+    """
+    from synthgen.cli.generation import find_model, load_note
+    from synthgen.cli.labels import LoadOptions, label_generator
+    from synthgen.generate import replay_labels
+
+    load = load_note(shards.manifest, shards.folder)
+    options = LoadOptions(
+        sampler=load["sampler"],
+        steps=load["steps"],
+        guidance=load["guidance"],
+        dtype=load["dtype"],
+    )
+    place = find_model(folder, Path("work"), "labels")
+    return replay_labels(shards, label_generator(place, options, device))
+
+
 def _job(shards: "Shards", model: Path | None, device: str) -> "Job":
     """Return the job that made a dataset, with its model loaded as it was then."""
     from synthgen.cli.generation import load_note, pick_device
-    from synthgen.generate import replay_images, replay_labels
+    from synthgen.generate import replay_images
 
     load = load_note(shards.manifest, shards.folder)
-    folder = model or Path(shards.manifest.provenance.get("model", ""))
+    folder = noted_model(shards, model)
     if shards.manifest.kind == "images":
         from synthgen.cli.images import image_generator
 
@@ -59,14 +86,4 @@ def _job(shards: "Shards", model: Path | None, device: str) -> "Job":
         return replay_images(shards, generator)
     if shards.manifest.kind != "labels":
         raise StoreError(f"{shards.folder}: of kind '{shards.manifest.kind}', cannot be replayed")
-    from synthgen.cli.generation import find_model
-    from synthgen.cli.labels import LoadOptions, label_generator
-
-    folder = find_model(folder, Path("work"), "labels")
-    options = LoadOptions(
-        sampler=load["sampler"],
-        steps=load["steps"],
-        guidance=load["guidance"],
-        dtype=load["dtype"],
-    )
-    return replay_labels(shards, label_generator(folder, options, pick_device(device)))
+    return label_job(shards, folder, pick_device(device))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from synthgen.core.errors import RequestError, SchemaError
+from synthgen.core.errors import GeometryError, RequestError, SchemaError
 from synthgen.core.rng import Stream
 
 if TYPE_CHECKING:
@@ -298,6 +298,41 @@ def from_shards(shards: Shards, modalities: Sequence[str] = ()) -> SliceSet:
     )
 
 
+def joined(first: SliceSet, second: SliceSet) -> SliceSet:
+    """Return the slices of two sets of one schema and size, one after the other.
+
+    Raises:
+        SchemaError: different label schemas.
+        GeometryError: different slice sizes.
+    """
+    first.schema.require_same(second.schema, f"{second.name} beside {first.name}")
+    if first.shape != second.shape:
+        raise GeometryError(
+            f"{second.name}: expected slices of {first.shape} pixels as in {first.name}, "
+            f"got {second.shape}"
+        )
+    tables, images = (first.table, second.table), (first.images, second.images)
+    return SliceSet(
+        f"{first.name} and {second.name}",
+        first.schema,
+        first.shape,
+        SliceTable(
+            (*tables[0].subject, *tables[1].subject),
+            np.concatenate([t.position for t in tables]),
+            np.concatenate([t.requested for t in tables]),
+        ),
+        ImageTable(
+            np.concatenate([images[0].slices, images[1].slices + len(first)]),
+            (*images[0].style, *images[1].style),
+            (*images[0].modality, *images[1].modality),
+            (*images[0].dataset, *images[1].dataset),
+        ),
+        partial(_either, first.read_pv, second.read_pv, len(first)),
+        partial(_either, first.read_image, second.read_image, len(images[0].slices)),
+        first.ancestors | second.ancestors,
+    )
+
+
 def style_name(dataset: str, modality: str) -> str:
     """Return `dataset_modality`, or what is known of it."""
     return "_".join(part for part in (dataset, modality) if part != UNKNOWN)
@@ -324,6 +359,12 @@ def _row(array: Floats, index: int) -> Floats:
 
 def _redirected(read: Callable[[int], Floats], indices: Indices, index: int) -> Floats:
     return read(int(indices[index]))
+
+
+def _either(
+    first: Callable[[int], Floats], second: Callable[[int], Floats], count: int, index: int
+) -> Floats:
+    return first(index) if index < count else second(index - count)
 
 
 def _shard_pv(shards: Shards, index: int) -> Floats:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.engine import Forecast, Outcome, Progress, forecast, intra_op_threads, run
 from synthgen.generate.jobs import DEFAULT_THREADS, GenerationSettings, ImageJob, Job, LabelJob
+from synthgen.generate.redraw import Quarantine, RedrawJob, flagged_labels
 from synthgen.generate.replay import replay, replay_images, replay_labels
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ __all__ = [
     "LabelJob",
     "Outcome",
     "Progress",
+    "Quarantine",
+    "RedrawJob",
+    "flagged_labels",
     "forecast",
     "generate_images",
     "generate_labels",

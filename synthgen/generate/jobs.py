@@ -113,13 +113,16 @@ class LabelJob:
     """Draw label maps from a generator, under conditions drawn from ranges.
 
     The maps of a batch that miss their lesion request are drawn again together: which ones these
-    are depends on the batch alone, and so do the bytes.
+    are depends on the batch alone, and so do the bytes. Samples in `first_attempts` (index to the
+    first attempt allowed, at least 1) were refused later, by an audit. Each is drawn alone and
+    left where it was for the rest of its batch, so that it changes no byte of another sample.
     """
 
     generator: LabelGenerator
     conditions: ConditionRange
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     acceptance: Acceptance = field(default_factory=Acceptance)
+    first_attempts: Mapping[int, int] = field(default_factory=dict)
     kind: str = "labels"
 
     def __post_init__(self) -> None:
@@ -142,12 +145,14 @@ class LabelJob:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings, generator and condition ranges."""
+        """Settings, generator, condition ranges and what was drawn anew."""
         conditions = {name: list(ends) for name, ends in self.conditions.lesions.items()}
+        redrawn = {str(index): self.first_attempts[index] for index in sorted(self.first_attempts)}
         return _identity(self.settings, self.schema, self.generator.identity) | {
             "shape": list(self.generator.shape),
             "conditions": conditions | {"position": list(self.conditions.position)},
             "acceptance": self.acceptance.identity(),
+            **({"first_attempts": redrawn} if redrawn else {}),
         }
 
     def rows(self, batch: range) -> Arrays:
@@ -156,6 +161,23 @@ class LabelJob:
         Raises:
             SchemaError: the generator returned something that is no PV map.
         """
+        arrays = self._accepted(batch, 0)
+        for index in self.first_attempts.keys() & set(batch):
+            for name, row in self.redraw(index).items():
+                arrays[name][index - batch.start] = row
+        return arrays
+
+    def redraw(self, index: int) -> Arrays:
+        """Draw one sample of `first_attempts`: arrays as stored, without the batch axis.
+
+        Raises:
+            SchemaError: the generator returned something that is no PV map.
+        """
+        drawn = self._accepted(range(index, index + 1), self.first_attempts[index])
+        return {name: array[0] for name, array in drawn.items()}
+
+    def _accepted(self, batch: range, start: int) -> Arrays:
+        """Draw a batch at attempt `start`, and again what misses its request."""
         first = [SampleKey(self.settings.seed, index) for index in batch]
         wanted = [self.conditions.draw(key) for key in first]
         lesions = self.schema.lesions
@@ -163,8 +185,9 @@ class LabelJob:
             [[*(c.lesions.get(name, 0.0) for name in lesions), c.position] for c in wanted],
             dtype=np.float32,
         )
-        asked, kept = condition[:, :-1], self._draw(first, wanted)
-        for attempt in range(1, self.acceptance.max_attempts):
+        asked = condition[:, :-1]
+        kept = self._draw([replace(key, attempt=start) for key in first], wanted)
+        for attempt in range(start + 1, start + self.acceptance.max_attempts):
             missed = np.flatnonzero(~self.meets(asked, kept["realised"]))
             if not missed.size:
                 break
@@ -270,18 +293,8 @@ class ImageJob:
             SchemaError: the generator paints maps of another schema.
             RequestError: no dataset of labels, an unknown style, a number below 1.
         """
-        if labels.manifest.kind != "labels":
-            raise RequestError(
-                f"{labels.folder} holds {labels.manifest.kind}; --labels wants a dataset of labels"
-            )
+        require_complete_labels(labels)
         generator.schema.require_same(labels.schema, str(labels.folder))
-        missing = labels.missing()
-        if missing:
-            raise StoreError(
-                f"{labels.folder}: {len(missing)} of {labels.plan.num_shards} shards are missing "
-                f"(first {shard_path(labels.folder, missing[0]).name}); run the `synthgen labels` "
-                "command that makes it again to complete it"
-            )
         return cls(
             generator,
             tuple(styles),
@@ -343,6 +356,26 @@ class ImageJob:
             "condition": labels["condition"],
             "realised": labels["realised"],
         }
+
+
+def require_complete_labels(shards: Shards) -> None:
+    """Refuse what is no complete dataset of labels.
+
+    Raises:
+        RequestError: a dataset of another kind.
+        StoreError: shards are missing.
+    """
+    if shards.manifest.kind != "labels":
+        raise RequestError(
+            f"{shards.folder} holds {shards.manifest.kind}; --labels wants a dataset of labels"
+        )
+    missing = shards.missing()
+    if missing:
+        raise StoreError(
+            f"{shards.folder}: {len(missing)} of {shards.plan.num_shards} shards are missing "
+            f"(first {shard_path(shards.folder, missing[0]).name}); run the `synthgen labels` "
+            "command that makes it again to complete it"
+        )
 
 
 def _identity(

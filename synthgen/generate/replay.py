@@ -31,9 +31,14 @@ def replay_labels(shards: Shards, generator: LabelGenerator) -> LabelJob:
     try:
         ranges = {k: (float(v[0]), float(v[1])) for k, v in identity["conditions"].items()}
         position = ranges.pop("position")
-        acceptance = Acceptance(**identity["acceptance"])
-        job = LabelJob(generator, ConditionRange(ranges, position), _settings(identity), acceptance)
-    except (KeyError, TypeError, IndexError) as error:
+        job = LabelJob(
+            generator,
+            ConditionRange(ranges, position),
+            _settings(identity),
+            Acceptance(**identity["acceptance"]),
+            {int(index): int(first) for index, first in identity.get("first_attempts", {}).items()},
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _incomplete(shards, error) from error
     _require_same(shards, job)
     return job
