@@ -27,7 +27,8 @@ ALLOWED = {
     "training": GROUND | LEAVES | {"data", "recipe", "runtime"},
     **{s: GROUND | LEAVES | {"data", "recipe", "runtime", "training"} for s in STAGES},
     **{d: GROUND | STAGES | {"data", "recipe", "runtime", "training"} for d in DRIVERS},
-    "cli": GROUND | STAGES | DRIVERS | {"data", "recipe", "runtime", "training", ""},
+    "starter": {"core", "runtime"},
+    "cli": GROUND | STAGES | DRIVERS | {"data", "recipe", "runtime", "starter", "training", ""},
     "__main__": {"cli"},
     # The package's own lazy public names.
     "": {"core", "recipe", "data", "labels", "images"},

@@ -22,7 +22,7 @@ def test_any_model_folder_is_opened(tmp_path):
     labels = synthgen.load_pipeline(write_label_model(tmp_path / "labels"))
     images = synthgen.load_pipeline(str(write_image_model(tmp_path / "images")))
     assert labels.subjects == SUBJECTS
-    assert [style.name for style in images.styles] == ["a_t1", "a_flair"]
+    assert [style.name for style in images.styles] == ["a_t1", "a_flair", "b_flair"]
     assert labels.schema == images.schema
 
 

@@ -1,6 +1,7 @@
 """A wheel, installed elsewhere, works without the checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,13 +25,18 @@ def run(*command, cwd, **environment):
     return done.stdout
 
 
+def build_wheel(source, folder):
+    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    run(sys.executable, "-c", build, str(folder), cwd=source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Build a wheel offline and install it into a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
-    run(sys.executable, "-c", build, str(folder), cwd=ROOT)
-    (wheel,) = folder.glob("*.whl")
+    wheel = build_wheel(ROOT, folder)
     site = folder / "site"
     install = ["install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     run(sys.executable, "-m", "pip", *install, cwd=folder)
@@ -47,6 +53,22 @@ def test_wheel_holds_package_recipes_and_nothing_else(installed):
     here = {str(p.relative_to(ROOT)) for p in (ROOT / "synthgen").rglob("*.py")}
     assert here <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_wheel_holds_the_starter_models(tmp_path):
+    """Built from a copy with a model in the starter's place."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("synthgen", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    files = ["model_index.json", "synthgen.json", "card.md", "unet/weights.safetensors"]
+    for name in files:
+        path = tmp_path / "source/synthgen/starter/labels" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    names = zipfile.ZipFile(build_wheel(tmp_path / "source", tmp_path)).namelist()
+    assert {f"synthgen/starter/labels/{name}" for name in files} <= set(names)
 
 
 def test_installed_wheel_runs_outside_the_checkout(installed, tmp_path):

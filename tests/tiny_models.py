@@ -51,16 +51,25 @@ def write_label_model(folder, seed=0):
 
 
 def write_image_model(folder, seed=0):
-    """Write an untrained image model with the styles a_t1 and a_flair."""
+    """Write an untrained image model: fitted styles a_t1 and a_flair, a simulated b_flair."""
     styles = [
-        {"name": f"a_{m}", "dataset": "a", "modality": m, "source": "fitted"}
-        for m in ("t1", "flair")
+        {
+            "name": f"{dataset}_{modality}",
+            "dataset": dataset,
+            "modality": modality,
+            "source": source,
+        }
+        for dataset, modality, source in (
+            ("a", "t1", "fitted"),
+            ("a", "flair", "fitted"),
+            ("b", "flair", "simulated"),
+        )
     ]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         codes = {style["name"]: torch.randn(6, 4) for style in styles}
         pipeline = SpadePipeline(
-            SPADEGenerator(9, SHAPE, base_channels=2, latent_dim=4, hidden=8),
+            SPADEGenerator(9, SHAPE, base_channels=2, latent_dim=4, hidden=8, spectral_norm=False),
             StyleEncoder(base_channels=2, latent_dim=4),
             StyleBank.from_codes(styles, codes),
         )

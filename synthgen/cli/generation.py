@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 30.0
 THREADS = 1
 """`synthgen.generate.DEFAULT_THREADS`, without the import of torch."""
+
+
+STARTER = "starter:"
+"""How the name of a shipped model begins."""
 
 
 class Precision(StrEnum):
@@ -90,15 +94,47 @@ def parse_lesions(texts: Sequence[str]) -> dict[str, tuple[float, float] | None]
     return ranges
 
 
-def find_model(model: Path | None, workspace: Path, kind: str) -> Path:
-    """Return the model folder to use: the one given, else the workspace's own.
+@dataclass(frozen=True)
+class FoundModel:
+    """A model folder, and its name for provenance: its path, or such as `starter:labels`."""
+
+    folder: Path
+    name: str
+
+    @property
+    def shown(self) -> str:
+        """The name, for people."""
+        return f"{self.name}, shipped with synthgen" if self.is_starter else self.name
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether it is shipped with synthgen."""
+        return self.name.startswith(STARTER)
+
+
+def find_model(model: Path | None, workspace: Path, kind: str) -> FoundModel:
+    """Return the model to use: the one given, else the workspace's own, else the shipped one.
+
+    Args:
+        model: a folder, or the name of a shipped model, `starter:labels` or `starter:images`.
+        workspace: the workspace folder.
+        kind: "labels" or "images".
 
     Raises:
         StoreError: there is none.
     """
+    from synthgen.core.model_folder import INDEX
+    from synthgen.starter import starter_folder
+
     folder = model or Workspace(workspace).model(kind)
-    if (folder / "model_index.json").is_file():
-        return folder
+    named = str(folder).startswith(STARTER)
+    if not named and (folder / INDEX).is_file():
+        return FoundModel(folder, str(folder))
+    if named or (model is None and not folder.exists()):
+        name = str(folder) if named else f"{STARTER}{kind}"
+        shipped = starter_folder(name.removeprefix(STARTER))
+        if shipped:
+            return FoundModel(shipped, name)
     raise StoreError(
         f"no {kind} model in {folder}; `synthgen train {kind} RECIPE` makes one, "
         "`synthgen demo` makes a small one, and --model names another folder"

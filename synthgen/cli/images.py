@@ -27,8 +27,17 @@ from synthgen.cli.generation import (
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from synthgen.cli.generation import FoundModel
     from synthgen.core.schema import LabelSchema
     from synthgen.images import ImageGenerator
+
+CONTRAST = "contrast renderer, no weights"
+SIMULATED = (
+    "{0}: simulated from its protocol, not fitted on its images; "
+    "replace it with `synthgen styles add {0} IMAGES...`"
+)
 
 
 class Renderer(StrEnum):
@@ -56,7 +65,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
         Path | None, typer.Option(help="Dataset folder. Default: WORKSPACE/images/STYLES.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Model folder. Default: WORKSPACE/models/images.")
+        Path | None,
+        typer.Option(help="Model folder. Default: WORKSPACE/models/images, else the shipped one."),
     ] = None,
     shard_size: ShardSizeOption = 64,
     batch_size: BatchSizeOption = 8,
@@ -69,7 +79,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
     workspace: WorkspaceOption = Path("work"),
 ) -> None:
     """Make a dataset of images, each with its labels, or continue one."""
-    from synthgen.cli.generation import complete, idle_cores, pick_device
+    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device
+    from synthgen.cli.styles import style_files
     from synthgen.core.workspace import Workspace
 
     styles = [name.strip() for text in style for name in text.split(",") if name.strip()]
@@ -84,43 +95,58 @@ def command(  # noqa: PLR0913 - one parameter for each option
     )
     source = Shards(labels or place.labels)
     load = {"renderer": renderer.value, "dtype": precision.value}
-    where = "cpu" if renderer is Renderer.CONTRAST else pick_device(device)
-    generator, name = image_generator(load, model, workspace, source.schema, where)
+    where, found, files = "cpu", None, []
+    if renderer is Renderer.SPADE:
+        where, found = pick_device(device), find_model(model, workspace, "images")
+        files = style_files(place.styles, found.folder, styles)
+    generator = image_generator(load, found, files, source.schema, where)
     job = ImageJob.of(generator, source, styles, per_label=per_label, settings=settings)
     if not as_json and rank == 0:
-        print(f"model: {name}")
+        print(f"model: {found.shown if found else CONTRAST}")
         print(f"labels: {source.folder}, {len(source)} maps")
+        for one in generator.styles if found else ():
+            if one.name in styles and one.source == "simulated":
+                print(SIMULATED.format(one.name))
         print(idle_cores(settings, where, "images") or f"device: {where}")
-    notes = {"model": name, "load": json.dumps(load, sort_keys=True), "labels": str(source.folder)}
+    notes = {
+        "model": found.name if found else CONTRAST,
+        "load": json.dumps(load, sort_keys=True),
+        "labels": str(source.folder),
+        "workspace": str(workspace),
+    }
     target = out or place.images("+".join(styles))
     complete(job, job.n, target, notes, dry_run=dry_run, as_json=as_json)
 
 
 def image_generator(
     load: dict[str, str],
-    model: Path | None,
-    workspace: Path,
+    model: "FoundModel | None",
+    styles: "Sequence[Path]",
     schema: "LabelSchema",
     device: str,
-) -> "tuple[ImageGenerator, str]":
-    """Return the image generator that `load` describes, and what to call it.
+) -> "ImageGenerator":
+    """Return the image generator that `load` describes.
+
+    Args:
+        load: renderer and dtype, as in a dataset's provenance.
+        model: the image model; None for the contrast renderer.
+        styles: files of workspace styles.
+        schema: label schema of the maps, for the contrast renderer.
+        device: a torch device.
 
     Raises:
-        RequestError: an unknown renderer.
-        StoreError: no model there, or a damaged one.
+        RequestError: an unknown renderer, or a style of another model.
+        StoreError: a damaged model or style.
     """
-    from synthgen.cli.generation import find_model
-
     if load["renderer"] == Renderer.CONTRAST:
         from synthgen.images.contrast import ContrastRenderer
 
-        return ContrastRenderer(schema), "contrast renderer, no weights"
-    if load["renderer"] != Renderer.SPADE:
+        return ContrastRenderer(schema)
+    if load["renderer"] != Renderer.SPADE or model is None:
         raise RequestError(f"unknown renderer '{load['renderer']}'; there are spade and contrast")
     from synthgen.images import load_image_generator
 
-    folder = find_model(model, workspace, "images")
     dtype: Literal["float32", "bfloat16"] = (
         "bfloat16" if load["dtype"] == Precision.BF16 else "float32"
     )
-    return load_image_generator(folder, device=device, dtype=dtype), str(folder)
+    return load_image_generator(model.folder, device=device, dtype=dtype, styles=styles)

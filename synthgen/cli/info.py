@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from synthgen.cli.generation import JsonOption, WorkspaceOption
+from synthgen.cli.generation import STARTER, JsonOption, WorkspaceOption, size
+from synthgen.core.model_folder import CARD, INDEX, read_record
 from synthgen.core.workspace import Workspace
 
 
@@ -28,7 +29,7 @@ def command(
     workspace: WorkspaceOption = Path("work"),
     as_json: JsonOption = False,
 ) -> None:
-    """List models, styles, recipes and formats."""
+    """List models, styles, recipes and formats; `models` alone shows their cards too."""
     listing = {t.value: _list(t, Workspace(workspace)) for t in ([topic] if topic else Topic)}
     if as_json:
         print(json.dumps(listing, indent=1))
@@ -36,7 +37,19 @@ def command(
     for name, rows in listing.items():
         print(f"{name}:" if rows else f"{name}: none in {workspace}")
         for row in rows:
-            print("  " + "  ".join(f"{value}" for value in row.values()))
+            print("  " + "  ".join(_shown(row)))
+    for row in listing["models"] if topic is Topic.MODELS else ():
+        print(f"\n----- {row['model']} -----\n\n{row['card'].rstrip()}")
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    """Return the values of a row for people, the card left out."""
+    shown = {**row, "subjects": f"{row.get('subjects')} subjects"} if "subjects" in row else row
+    return [
+        size(value) if key == "bytes" else str(value)
+        for key, value in shown.items()
+        if key != "card"
+    ]
 
 
 def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
@@ -46,7 +59,7 @@ def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
         case Topic.STYLES:
             from synthgen.cli.styles import known_styles
 
-            return known_styles(workspace.model("images"))
+            return known_styles(None, workspace.root)
         case Topic.RECIPES:
             return _recipes()
         case Topic.FORMATS:
@@ -59,14 +72,33 @@ def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _models(workspace: Workspace) -> list[dict[str, Any]]:
-    rows = []
-    for index in sorted((workspace.root / "models").glob("*/model_index.json")):
-        try:
-            kind = json.loads(index.read_bytes()).get("_class_name", "unknown")
-        except (OSError, ValueError, AttributeError):
-            kind = "unreadable model_index.json"
-        rows.append({"model": index.parent.name, "kind": kind, "folder": str(index.parent)})
-    return rows
+    from synthgen.starter import starter_folder
+
+    folders = {p.parent.name: p.parent for p in (workspace.root / "models").glob(f"*/{INDEX}")}
+    shipped = {f"{STARTER}{kind}": starter_folder(kind) for kind in ("labels", "images")}
+    found = sorted(folders.items()) + [(name, path) for name, path in shipped.items() if path]
+    return [_model(name, folder) for name, folder in found]
+
+
+def _model(name: str, folder: Path) -> dict[str, Any]:
+    """Return what a model folder says of itself, without a look at its weights."""
+    where = {
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "folder": str(folder),
+    }
+    try:
+        record = read_record(folder)
+        recipe = record["training"].get("recipe", "unknown recipe")
+        return {
+            "model": name,
+            "kind": record["kind"],
+            "recipe": recipe["name"] if isinstance(recipe, dict) else recipe,
+            "subjects": len(record["subjects"]),
+            **where,
+            "card": (folder / CARD).read_text(),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"model": name, "kind": "unreadable", **where, "card": str(error)}
 
 
 def _recipes() -> list[dict[str, Any]]:

@@ -77,12 +77,20 @@ def command(  # noqa: PLR0913 - one parameter for each option
             help="LOW:HIGH, 0 at the foot of the brain, 1 at its top. Default: the model's.",
         ),
     ] = None,
+    csf: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW:HIGH, rank of the CSF's share of the brain among people, 0 least, 1 most, "
+            "as in atrophy. Default: 0:1, all of them, if the model knows it."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option(help="Dataset folder. Default: WORKSPACE/labels.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Model folder. Default: WORKSPACE/models/labels.")
+        Path | None,
+        typer.Option(help="Model folder. Default: WORKSPACE/models/labels, else the shipped one."),
     ] = None,
     shard_size: ShardSizeOption = 64,
     batch_size: BatchSizeOption = 8,
@@ -108,16 +116,17 @@ def command(  # noqa: PLR0913 - one parameter for each option
     # Wrong words fail before anything heavy loads.
     lesions = parse_lesions(lesion or ())
     position = parse_range(slices, "--slice") if slices is not None else None
+    rank = parse_range(csf, "--csf") if csf is not None else None
     from synthgen.cli.generation import complete, find_model, idle_cores, pick_device
     from synthgen.core.workspace import Workspace
 
-    folder = find_model(model, workspace, "labels")
+    found = find_model(model, workspace, "labels")
     from synthgen.generate import Acceptance, GenerationSettings, LabelJob
     from synthgen.runtime import worker
 
-    rank, world = worker()
+    number, world = worker()
     settings = GenerationSettings(
-        seed, batch_size, shard_size, threads, repair, worker=rank, num_workers=world
+        seed, batch_size, shard_size, threads, repair, worker=number, num_workers=world
     )
     settings.plan(n)
     acceptance = Acceptance(max_attempts)
@@ -128,15 +137,15 @@ def command(  # noqa: PLR0913 - one parameter for each option
         "dtype": precision.value,
     }
     place = pick_device(device)
-    generator = label_generator(folder, load, place)
-    conditions = _conditions(generator.conditions, lesions, position)
-    if not as_json and rank == 0:
-        print(f"model: {folder}")
+    generator = label_generator(found.folder, load, place)
+    conditions = _conditions(generator.conditions, lesions, position, rank)
+    if not as_json and number == 0:
+        print(f"model: {found.shown}")
         print(f"conditions: {_shown(conditions)}")
         print(f"training data: {_shown(generator.conditions)}")
         print(idle_cores(settings, place, "labels") or f"device: {place}")
     job = LabelJob(generator, conditions, settings, acceptance)
-    notes = {"model": str(folder), "load": json.dumps(load, sort_keys=True)}
+    notes = {"model": found.name, "load": json.dumps(load, sort_keys=True)}
     target = out or Workspace(workspace).labels
     complete(job, n, target, notes, dry_run=dry_run, as_json=as_json)
     if not (as_json or dry_run) and world == 1:
@@ -148,7 +157,8 @@ def _requests_met(folder: Path, job: "LabelJob") -> str:
     from synthgen.data.shards import Shards
 
     shards = Shards(folder)
-    asked, made = shards.column("condition")[:, :-1], shards.column("realised")
+    made = shards.column("realised")
+    asked = shards.column("condition")[:, : made.shape[1]]
     again = int((shards.column("attempt") > 0).sum())
     missed = len(shards) - int(job.meets(asked, made).sum())
     return f"lesion requests: {again} maps drawn again, {missed} of {len(shards)} still miss theirs"
@@ -177,11 +187,13 @@ def _conditions(
     trained: "ConditionRange",
     lesions: dict[str, tuple[float, float] | None],
     position: tuple[float, float] | None,
+    csf: tuple[float, float] | None,
 ) -> "ConditionRange":
     """Return the ranges asked for; what has no range gets that of the training data.
 
     Raises:
-        RequestError: a lesion without a range that the training data never showed.
+        RequestError: a lesion without a range that the training data never showed, or a CSF rank
+            that the model does not know.
     """
     from synthgen.labels import ConditionRange
 
@@ -193,10 +205,13 @@ def _conditions(
                 f"--lesion {name}: not in the model's training data, which shows {seen}"
             )
         ranges[name] = ends or trained.lesions[name]
-    return ConditionRange(ranges, position or trained.position)
+    if csf and trained.csf is None:
+        raise RequestError("--csf: the label model was trained without it; leave it out")
+    return ConditionRange(ranges, position or trained.position, csf or trained.csf)
 
 
 def _shown(conditions: "ConditionRange") -> str:
-    ranges = {"slice": conditions.position, **conditions.lesions}
+    rank = {} if conditions.csf is None else {"csf": conditions.csf}
+    ranges = {"slice": conditions.position, **rank, **conditions.lesions}
     shown = [f"{name} {low:.3g}:{high:.3g}" for name, (low, high) in ranges.items()]
     return ", ".join(shown if conditions.lesions else [*shown, "no lesions"])

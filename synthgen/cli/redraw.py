@@ -47,6 +47,7 @@ def command(
     """
     from synthgen.cli.generation import pick_device, progress_on_stderr
     from synthgen.cli.replay import label_job, noted_model
+    from synthgen.core.workspace import Workspace
     from synthgen.generate import Quarantine, RedrawJob, flagged_labels, run
     from synthgen.runtime import worker
 
@@ -62,15 +63,15 @@ def command(
     if audited is not source:
         flagged = flagged_labels(audited, source, flagged)
     rank, world = worker()
-    folder = noted_model(source, model)
-    job = label_job(source, folder, pick_device(device))
+    place = noted_model(source, model, Workspace().root)
+    job = label_job(source, place, pick_device(device))
     settings = replace(job.settings, repair=repair, worker=rank, num_workers=world)
     redraw = RedrawJob.of(replace(job, settings=settings), source, flagged)
     if not as_json and rank == 0:
-        print(f"model: {folder}")
+        print(f"model: {place.shown}")
         print(f"labels: {source.folder}, {len(source)} maps, {len(flagged)} to draw anew")
     notes = {
-        "model": str(folder),
+        "model": place.name,
         "load": source.manifest.provenance["load"],
         "redrawn_from": str(source.folder),
     }
@@ -113,6 +114,7 @@ def _paint_command(images: "Shards", labels: Path) -> str:
         load = json.loads(notes["load"])
         words += ["--renderer", load["renderer"], "--precision", load["dtype"]]
         words += ["--model", notes["model"]] if load["renderer"] == "spade" else []
+        words += ["--workspace", notes["workspace"]] if "workspace" in notes else []
     folder = images.folder.with_name(f"{images.folder.name}-{labels.name}")
     return shlex.join([*words, "--out", str(folder)])
 

@@ -10,6 +10,7 @@ from synthgen.cli.generation import DatasetArgument, DeviceOption, JsonOption
 from synthgen.core.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
+    from synthgen.cli.generation import FoundModel
     from synthgen.data.shards import Shards
     from synthgen.generate import Job, LabelJob
 
@@ -21,6 +22,10 @@ def command(
     model: Annotated[
         Path | None, typer.Option(help="Model folder. Default: the one that made the dataset.")
     ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="Workspace of its styles. Default: the one that made the dataset."),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +36,7 @@ def command(
     shards = Shards(dataset)
     if not 0 <= index < len(shards):
         raise RequestError(f"--index: {dataset} holds the samples 0 .. {len(shards) - 1}")
-    differing = replay(_job(shards, model, device), shards, index)
+    differing = replay(_job(shards, model, workspace, device), shards, index)
     if as_json:
         print(json.dumps({"dataset": str(dataset), "index": index, "differing": differing}))
     elif differing:
@@ -43,19 +48,26 @@ def command(
         raise typer.Exit(3)
 
 
-def noted_model(shards: "Shards", model: Path | None) -> Path:
-    """Return the model folder that was given, else the one that a dataset's manifest names."""
-    return model or Path(shards.manifest.provenance.get("model", ""))
+def noted_model(shards: "Shards", model: Path | None, workspace: Path) -> "FoundModel":
+    """Return the model that was given, else the one that a dataset's manifest names.
+
+    Raises:
+        StoreError: there is no such model.
+    """
+    from synthgen.cli.generation import find_model
+
+    noted = shards.manifest.provenance.get("model", "")
+    return find_model(model or Path(noted), workspace, shards.manifest.kind)
 
 
-def label_job(shards: "Shards", folder: Path, device: str) -> "LabelJob":
+def label_job(shards: "Shards", model: "FoundModel", device: str) -> "LabelJob":
     """Return the job that made a dataset of labels, with its model loaded as it was then.
 
     Raises:
         RequestError: the model is not the one that made it.
-        StoreError: no model there, or the manifest lacks something.
+        StoreError: a damaged model, or the manifest lacks something.
     """
-    from synthgen.cli.generation import find_model, load_note
+    from synthgen.cli.generation import load_note
     from synthgen.cli.labels import LoadOptions, label_generator
     from synthgen.generate import replay_labels
 
@@ -66,24 +78,38 @@ def label_job(shards: "Shards", folder: Path, device: str) -> "LabelJob":
         guidance=load["guidance"],
         dtype=load["dtype"],
     )
-    place = find_model(folder, Path("work"), "labels")
-    return replay_labels(shards, label_generator(place, options, device))
+    return replay_labels(shards, label_generator(model.folder, options, device))
 
 
-def _job(shards: "Shards", model: Path | None, device: str) -> "Job":
+def _job(shards: "Shards", model: Path | None, workspace: Path | None, device: str) -> "Job":
     """Return the job that made a dataset, with its model loaded as it was then."""
     from synthgen.cli.generation import load_note, pick_device
     from synthgen.generate import replay_images
 
+    kind, noted = shards.manifest.kind, shards.manifest.provenance
     load = load_note(shards.manifest, shards.folder)
-    folder = noted_model(shards, model)
-    if shards.manifest.kind == "images":
-        from synthgen.cli.images import image_generator
+    place = workspace or Path(noted.get("workspace", "work"))
+    if kind == "images":
+        from synthgen.cli.images import Renderer, image_generator
 
-        generator, _ = image_generator(
-            load, folder, Path("work"), shards.schema, pick_device(device)
+        found = None
+        if load["renderer"] != Renderer.CONTRAST:
+            found = noted_model(shards, model, place)
+        files = _style_files(shards, place)
+        return replay_images(
+            shards, image_generator(load, found, files, shards.schema, pick_device(device))
         )
-        return replay_images(shards, generator)
-    if shards.manifest.kind != "labels":
-        raise StoreError(f"{shards.folder}: of kind '{shards.manifest.kind}', cannot be replayed")
-    return label_job(shards, folder, pick_device(device))
+    if kind != "labels":
+        raise StoreError(f"{shards.folder}: of kind '{kind}', cannot be replayed")
+    return label_job(shards, noted_model(shards, model, place), pick_device(device))
+
+
+def _style_files(shards: "Shards", workspace: Path) -> list[Path]:
+    """Return the files of the workspace styles that a dataset was painted in, if still there."""
+    from synthgen.core.workspace import Workspace
+    from synthgen.generate import workspace_styles
+    from synthgen.images.workspace_styles import SUFFIX
+
+    folder = Workspace(workspace).styles
+    files = [folder / f"{name}{SUFFIX}" for name in workspace_styles(shards)]
+    return [path for path in files if path.is_file()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import SchemaError, StoreError
-from synthgen.core.manifest import file_digest, provenance
+from synthgen.core.manifest import digest, file_digest, provenance
 from synthgen.core.schema import LabelSchema
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class ModelFolder:
         """SHA-256 of every file that decides the output."""
         files: Mapping[str, str] = self.record["files"]
         return files
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of these files' checksums: the model's identity."""
+        return files_digest(self.record)
 
 
 def write_model_folder(
@@ -106,28 +111,49 @@ def _forget_origin(folder: Path) -> None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def read_model_folder(folder: Path, kind: str) -> ModelFolder:
-    """Check every file of a model folder.
+def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return the content of `synthgen.json`; no other file is looked at.
 
     Raises:
-        StoreError: no such folder, of another kind, or a file is missing or damaged, by name.
+        StoreError: no such folder, or of another kind than `kind`.
     """
     path = folder / RECORD
     try:
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
+        command = f"synthgen train {kind}" if kind else "synthgen train"
         raise StoreError(
-            f"{path}: no such file; expected a model folder that `synthgen train {kind}` wrote"
+            f"{path}: no such file; expected a model folder that `{command}` wrote"
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
     found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
-    if found != (FORMAT, kind):
-        raise StoreError(f"{path}: expected format '{FORMAT}' of kind '{kind}', got {found!r}")
+    if not isinstance(record, dict) or found != (FORMAT, kind or record.get("kind")):
+        wanted = f" of kind '{kind}'" if kind else ""
+        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}")
     files = record.get("files")
     for name in (INDEX, SCHEMA):
         if not isinstance(files, dict) or name not in files:
             raise StoreError(f"{path}: lists no file {name}; {_REMEDY}")
+    return record
+
+
+def files_digest(record: Mapping[str, Any]) -> str:
+    """Return the digest of the files that a model's record lists; see `ModelFolder.digest`."""
+    return digest(dict(record["files"]))
+
+
+def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
+    """Check every file of a model folder.
+
+    Args:
+        folder: the model folder.
+        kind: "labels" or "images"; None for any.
+
+    Raises:
+        StoreError: no such folder, of another kind, or a file is missing or damaged, by name.
+    """
+    record = read_record(folder, kind)
     for name, expected in record["files"].items():
         _check_file(folder / name, expected)
     try:

@@ -25,6 +25,11 @@ class Workspace:
         return self.root / "labels"
 
     @property
+    def styles(self) -> Path:
+        """Folder of styles that were fitted on the user's own images."""
+        return self.root / "styles"
+
+    @property
     def reports(self) -> Path:
         """Folder of evaluation reports."""
         return self.root / "reports"

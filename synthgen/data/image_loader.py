@@ -2,8 +2,9 @@
 
 The style images are other slices of the content image's own volume and modality, so that a
 style code can carry contrast but not the anatomy of the target (Fernandez et al. 2022, section
-2.2, arXiv:2209.08256). Content and style images share one draw of gamma, bias field and noise:
-the style must have the contrast that the generator is asked for. Their warps are independent.
+2.2, arXiv:2209.08256). Content and style images share one draw of acquisition, gamma, bias field
+and noise: the style must have the contrast that the generator is asked for. Their warps are
+independent.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from synthgen.core.errors import StoreError
+from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.rng import SampleKey, Stream
+from synthgen.data.acquisition import AcquisitionAugment, move_contrast
 from synthgen.data.augment import ImageAugment, PvAugment, augment_image, augment_pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from synthgen.core.acquisition import Acquisition
     from synthgen.data.store import TrainingStore
 
 LESION_FRACTION = 1e-3
 """A slice counts as showing a lesion from this share of the brain on."""
 
-_CONTRAST, _CONTENT, _STYLE, _SECOND_STYLE = range(4)
+_CONTRAST, _CONTENT, _STYLE, _SECOND_STYLE, _ACQUISITION = range(5)
+_VIEWS = (_CONTENT, _STYLE, _SECOND_STYLE)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class ImageBatches:
         pv_augment: warp of label and image together; lesions are never pasted, since the image
             would not show them.
         image_augment: change of contrast, one draw per sample.
+        acquisition_augment: move to another MR acquisition, one draw per sample.
         lesion_probability: see above.
 
     Raises:
@@ -86,12 +91,14 @@ class ImageBatches:
         seed: int,
         pv_augment: PvAugment | None,
         image_augment: ImageAugment | None,
+        acquisition_augment: AcquisitionAugment | None = None,
         *,
         lesion_probability: float = 0.5,
     ) -> None:
         self._store, self._split = store, split
         self._batch_size, self._seed = batch_size, seed
         self._warp, self._contrast = pv_augment, image_augment
+        self._moves = acquisition_augment or AcquisitionAugment()
         self._lesion_probability = lesion_probability
         self.modalities: tuple[str, ...] = tuple(store.modalities)
         self.datasets: tuple[str, ...] = tuple(store.datasets)
@@ -124,8 +131,30 @@ class ImageBatches:
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """Return chosen images `(n, 1, X, Y)` in [-1, 1], unwarped and unchanged."""
-        pv, image = self._read(np.asarray(rows, dtype=np.int64), full=False)
+        pv, image = self._read(np.asarray(rows, dtype=np.int64))
         return torch.where(pv[:, :1] > 0.5, -1.0, 2 * image - 1)
+
+    def sources(self, modality: str) -> tuple[str, ...]:
+        """Return the data sets whose acquisition of a modality is known, so that it can move."""
+        groups = self._groups.get(modality, {})
+        return tuple(dataset for dataset in groups if (dataset, modality) in self._moves.known)
+
+    def moved_images(self, rows: Sequence[int], target: Acquisition) -> Tensor:
+        """Return chosen images like `images`, each moved from its acquisition to another one.
+
+        Raises:
+            RequestError: an image whose own acquisition is unknown.
+        """
+        moved = []
+        for row in rows:
+            dataset, _, modality = self._volume_of[row]
+            source = self._moves.known.get((dataset, modality))
+            if source is None:
+                raise RequestError(f"the acquisition of '{dataset}_{modality}' is not known")
+            pv, image = self._read(np.asarray([row], dtype=np.int64))
+            image = move_contrast(image, pv, self._store.schema.names, source, target)
+            moved.append(torch.where(pv[:, :1] > 0.5, -1.0, 2 * image - 1))
+        return torch.cat(moved)
 
     def batch(self, step: int) -> ImageBatch:
         """Return batch `step`."""
@@ -191,15 +220,17 @@ class ImageBatches:
         return np.asarray([row, first, drawn[-1] if drawn else row], dtype=np.int64)
 
     def _load(self, rows: npt.NDArray[np.int64], keys: list[SampleKey] | None) -> ImageBatch:
-        pv, image = self._read(rows[:, 0], full=True)
-        views = [(pv, image), *(self._read(rows[:, v], full=False) for v in (1, 2))]
-        if keys is not None:
-            views = [
-                self._augment(p, i, keys, view)
-                for (p, i), view in zip(views, (_CONTENT, _STYLE, _SECOND_STYLE), strict=True)
-            ]
-        images = [torch.where(p[:, :1] > 0.5, -1.0, 2 * i - 1) for p, i in views]
         names = [self._volume_of[int(row)] for row in rows[:, 0]]
+        drawn = None if keys is None else self._draw_moves(names, keys)
+        views = []
+        for column, view in enumerate(_VIEWS):
+            pv, image = self._read(rows[:, column])
+            if drawn is not None:
+                image = self._move(image, pv, drawn)
+            if view != _CONTENT:  # a style image needs background and brain only
+                pv = torch.cat([pv[:, :1], 1 - pv[:, :1]], dim=1)
+            views.append((pv, image) if keys is None else self._augment(pv, image, keys, view))
+        images = [torch.where(p[:, :1] > 0.5, -1.0, 2 * i - 1) for p, i in views]
         return ImageBatch(
             pv=views[0][0],
             image=images[0],
@@ -210,12 +241,33 @@ class ImageBatches:
             rows=torch.from_numpy(rows),
         )
 
-    def _read(self, rows: npt.NDArray[np.int64], *, full: bool) -> tuple[Tensor, Tensor]:
-        """Read maps and images; a style image needs background and brain only."""
+    def _draw_moves(
+        self, names: list[tuple[str, str, str]], keys: list[SampleKey]
+    ) -> list[tuple[Acquisition, Acquisition] | None]:
+        """Draw each sample's acquisitions, from and to."""
+        drawn = []
+        for (dataset, _, modality), key in zip(names, keys, strict=True):
+            own = SampleKey(key.seed, key.index, key.attempt + _ACQUISITION)
+            drawn.append(self._moves.draw(dataset, modality, own.numpy(Stream.AUGMENT)))
+        return drawn
+
+    def _move(
+        self, image: Tensor, pv: Tensor, drawn: list[tuple[Acquisition, Acquisition] | None]
+    ) -> Tensor:
+        """Move each image before it is warped: only then do its own labels lie on it."""
+        tissues = self._store.schema.names
+        return torch.cat(
+            [
+                image[i : i + 1]
+                if pair is None
+                else move_contrast(image[i : i + 1], pv[i : i + 1], tissues, *pair)
+                for i, pair in enumerate(drawn)
+            ]
+        )
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         store = self._store
         pv = torch.from_numpy(np.stack([store.pv(int(store.image_pv_index[r])) for r in rows]))
-        if not full:
-            pv = torch.cat([pv[:, :1], 1 - pv[:, :1]], dim=1)
         image = torch.from_numpy(np.stack([store.image(int(r)) for r in rows]))
         return pv.float(), image.float()
 

@@ -46,18 +46,20 @@ class LabelBatch:
         pv: `(B, C, X, Y)` float32, sums to 1.
         fractions: `(B, L)` lesion shares of the brain, measured after augmentation.
         position: `(B,)` slice positions, 0 at the foot of the brain, 1 at the top.
+        csf: `(B,)` the CSF's share of the brain, measured after augmentation; 0 where the schema
+            has no `csf`.
     """
 
     pv: torch.Tensor
     fractions: torch.Tensor
     position: torch.Tensor
+    csf: torch.Tensor
 
 
-def lesion_fractions(pv: torch.Tensor, lesion_channels: tuple[int, ...]) -> torch.Tensor:
-    """Return each lesion's share `(B, L)` of the brain (all that is not background)."""
-    totals = pv.float().flatten(2).sum(dim=2)  # (B, C)
-    brain = totals[:, 1:].sum(dim=1, keepdim=True).clamp_min(1e-6)
-    return totals[:, list(lesion_channels)] / brain
+def brain_shares(pv: torch.Tensor) -> torch.Tensor:
+    """Return each channel's share `(B, C)` of the brain (all that is not background)."""
+    totals = pv.float().flatten(2).sum(dim=2)
+    return totals / totals[:, 1:].sum(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 class LabelBatches:
@@ -121,8 +123,9 @@ class LabelBatches:
             if self._augment.lesion_paste_probability > 0 and self._pasteable.size:
                 pv = self._paste(pv, position, keys, self._augment)
             pv = augment_pv(pv, [key.torch(Stream.AUGMENT) for key in keys], self._augment)
-        fractions = lesion_fractions(pv, self.store.schema.lesion_channels)
-        return LabelBatch(pv, fractions, position)
+        shares, schema = brain_shares(pv), self.store.schema
+        csf = shares[:, schema.index("csf")] if "csf" in schema.names else torch.zeros(len(pv))
+        return LabelBatch(pv, shares[:, list(schema.lesion_channels)], position, csf)
 
     def _paste(
         self, pv: torch.Tensor, position: torch.Tensor, keys: list[SampleKey], settings: PvAugment

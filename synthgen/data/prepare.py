@@ -22,7 +22,7 @@ from synthgen.data.label_tables import read_table
 from synthgen.data.nifti import read_mask
 from synthgen.data.sources import Scan, Sources, discover
 from synthgen.data.store import STORE, StoreWriter
-from synthgen.data.subject import SOFTNESS_MM, Prepared, load_scan, require_tissues
+from synthgen.data.subject import SOFTNESS_MM, load_scan, require_tissues
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -296,8 +296,8 @@ def _add_scan(job: _Job, writer: StoreWriter, scan: Scan) -> SubjectRow:
     )
     if prepared.origin == "atlas":
         job.notes.append(f"{scan.id}: no tissue maps, made from its images with the atlas")
-    center = _brain_center(scan, prepared, settings.shape)
     brain = prepared.pv[0] < 0.5
+    center = brain_center(brain, settings.shape, where=scan.id)
     chosen, extent = choose_slices(brain, step=settings.step, min_area=settings.min_area)
     if not chosen:
         raise GeometryError(
@@ -336,16 +336,22 @@ def _add_scan(job: _Job, writer: StoreWriter, scan: Scan) -> SubjectRow:
     )
 
 
-def _brain_center(scan: Scan, prepared: Prepared, shape: Sequence[int]) -> tuple[int, int]:
-    """Return the middle voxel (X, Y) of the brain's bounding box."""
-    boxes = ndimage.find_objects((prepared.pv[0] < 0.5).astype(np.uint8))
+def brain_center(
+    brain: npt.NDArray[np.bool_], shape: Sequence[int], *, where: str
+) -> tuple[int, int]:
+    """Return the middle voxel (X, Y) of the bounding box of a brain `(X, Y, Z)`.
+
+    Raises:
+        GeometryError: there is no brain, or it does not fit into `shape`; `where` is named.
+    """
+    boxes = ndimage.find_objects(brain.astype(np.uint8))
     if not boxes:
-        raise GeometryError(f"{scan.id}: its tissue maps hold no brain; expected some voxels")
+        raise GeometryError(f"{where}: holds no brain; expected some voxels")
     x, y, _ = boxes[0]
     size = (x.stop - x.start, y.stop - y.start)
     if size[0] > shape[0] or size[1] > shape[1]:
         raise GeometryError(
-            f"{scan.id}: the brain measures {size[0]} x {size[1]} voxels and does not fit into "
+            f"{where}: the brain measures {size[0]} x {size[1]} voxels and does not fit into "
             f"{shape[0]} x {shape[1]}; check the voxel size in the headers"
         )
     return (x.start + x.stop) // 2, (y.start + y.stop) // 2

@@ -119,7 +119,7 @@ def caption(row: ShardRow) -> str:
     lesions = [
         f"{name} asked {wanted:.1%}, made {row.realised[name]:.1%}"
         for name, wanted in row.condition.items()
-        if name != "position" and (wanted > 0 or row.realised[name] > _WORTH_SAYING)
+        if name in row.realised and (wanted > 0 or row.realised[name] > _WORTH_SAYING)
     ]
     source = f" (label {row.label_index})" if row.label_index is not None else ""
     place = f"slice at {row.condition['position']:.2f}"

@@ -1,10 +1,10 @@
 """Datasets of generated samples: a manifest and checksummed shards; writer, reader, checks.
 
 A label shard of n rows holds `pv (n, C, X, Y)` uint8 (value / 255), `index (n,)`, `attempt (n,)`,
-`condition (n, K)` (requested lesion fractions in schema order, then the slice position) and
-`realised (n, L)` (lesion fractions of the map as stored). An image shard copies these rows from
-its labels and adds `images (n, M, X, Y)` float16 in [0, 1], one per style, exactly 0 outside the
-brain, and `label_index (n,)`.
+`condition (n, K)` (requested lesion fractions in schema order, the slice position, and the CSF
+rank if the model knows it) and `realised (n, L)` (lesion fractions of the map as stored). An image
+shard copies these rows from its labels and adds `images (n, M, X, Y)` float16 in [0, 1], one per
+style, exactly 0 outside the brain, and `label_index (n,)`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +25,7 @@ from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.manifest import Manifest, digest
 from synthgen.core.plan import ShardPlan
 from synthgen.core.schema import LabelSchema
-from synthgen.data.shard_file import check_shard, open_shard, read_shard, write_shard
+from synthgen.data.shard_file import check_shard, open_shard, write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,13 +38,10 @@ __all__ = [
     "ShardRow",
     "ShardWriter",
     "Shards",
-    "check_shard",
     "dataset_digest",
-    "read_shard",
     "shard_path",
     "shard_rows",
     "verify",
-    "write_shard",
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -161,7 +159,7 @@ class ShardRow:
         index: sample index in the dataset.
         attempt: number of redraws before this one.
         pv: float32 `(C, X, Y)` in [0, 1], sums to 1 over C.
-        condition: what was asked: lesion fractions by tissue name, and `position`.
+        condition: what was asked: lesion fractions by tissue name, `position`, perhaps `csf`.
         realised: lesion fractions of `pv` by tissue name.
         images: float32 `(M, X, Y)` in [0, 1], one per style; None in a dataset of labels.
         styles: the M style names.
@@ -236,7 +234,7 @@ class Shards:
         raw = {name: array[0] for name, array in self.raw([index % len(self)]).items()}
         lesions = self.schema.lesions
         condition = dict(
-            zip((*lesions, "position"), (float(v) for v in raw["condition"]), strict=True)
+            zip(self.condition_names, (float(v) for v in raw["condition"]), strict=True)
         )
         images = raw["images"].astype(np.float32) if "images" in raw else None
         return ShardRow(
@@ -249,6 +247,11 @@ class Shards:
             styles=self.styles,
             label_index=int(raw["label_index"]) if "label_index" in raw else None,
         )
+
+    @cached_property
+    def condition_names(self) -> tuple[str, ...]:
+        """What the columns of `condition` are."""
+        return tuple(str(self._open(0).attrs["condition_names"]).split(","))
 
     def raw(self, indices: Sequence[int]) -> Arrays:
         """Return rows as stored, stacked in the order of `indices`.

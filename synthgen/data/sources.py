@@ -148,6 +148,18 @@ def entities(path: Path) -> tuple[dict[str, str], str]:
     return pairs, suffix.lower()
 
 
+def modality_of(path: Path) -> str | None:
+    """Return the modality that a NIfTI file's name tells, or None.
+
+    Examples:
+        >>> modality_of(Path("sub-01_ce-gadolinium_T1w.nii.gz")), modality_of(Path("scan.nii"))
+        ('t1ce', None)
+    """
+    pairs, suffix = entities(path)
+    modality = MODALITIES.get(suffix)
+    return "t1ce" if modality == "t1" and "ce" in pairs else modality
+
+
 def slug(text: str) -> str:
     """Return a name of lower-case letters, digits and hyphens.
 
@@ -172,7 +184,7 @@ def _walk(root: Path, atlases: list[Path], notes: list[str]) -> list[Scan]:
         if suffix == "probseg" and pairs.get("desc") == "tissue" and "atlas" in inside.parts:
             atlases.append(path)
             continue
-        subject = _subject(path)
+        subject = subject_of(path)
         if subject is None:
             notes.append(f"{inside}: passed over, no subject in the name")
             continue
@@ -196,7 +208,13 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part in ("sourcedata", "code") for part in path.parts)
 
 
-def _subject(path: Path) -> str | None:
+def subject_of(path: Path) -> str | None:
+    """Return the subject that a NIfTI file's name or folders tell, or None.
+
+    Examples:
+        >>> subject_of(Path("sub-01_T1w.nii.gz")), subject_of(Path("sub-02/anat/T1w.nii"))
+        ('sub-01', 'sub-02')
+    """
     first = _stem(path).split("_")[0]
     if re.fullmatch(r"sub-[A-Za-z0-9]+|[A-Za-z]+\d+", first):
         return first
@@ -218,10 +236,8 @@ def _place(found: _Found, path: Path, notes: list[str]) -> None:
     """Put one file where its name says it belongs; the first of equals stays."""
     pairs, suffix = entities(path)
     label = pairs.get("label", "")
-    if suffix in MODALITIES:
-        modality = MODALITIES[suffix]
-        if modality == "t1" and "ce" in pairs:
-            modality = "t1ce"
+    modality = modality_of(path)
+    if modality is not None:
         _keep_first(found.images, modality, path, notes)
     elif suffix == "probseg" and pairs.get("desc") == "fine":
         found.fine = found.fine or path

@@ -131,10 +131,7 @@ def load_scan(
         raise _incomplete(scan)
     else:
         grid, origin = next(iter(images.values())).grid, "atlas"
-        _require_grid(images, grid)
-        brain = _brain_mask(scan, grid)
-        brain = _stripped_brain(images) if brain is None else brain
-        pv = _from_atlas(images, brain, grid, load_prior(atlas), schema)
+        pv = _from_atlas(images, brain_of(scan, images), grid, load_prior(atlas), schema)
     _require_grid(images, grid)
     made = Prepared(pv, data, grid.matrix(), origin)
     return _finish(made, scan, schema, spacing_mm, grid=grid, hard_rim=origin != "labels")
@@ -349,16 +346,26 @@ def _from_labels(
         raise type(error)(f"{volume.path}: {error}") from error
 
 
-def _stripped_brain(images: Mapping[str, Volume]) -> Mask:
-    """Return where any image is not zero, if that can be a brain."""
+def brain_of(scan: Scan, images: Mapping[str, Volume]) -> Mask:
+    """Return the scan's brain mask, else where any of its images is not zero.
+
+    Raises:
+        StoreError: no mask, and the images have their skull; or an empty mask.
+        GeometryError: files on different grids.
+    """
+    grid = next(iter(images.values())).grid
+    _require_grid(images, grid)
+    given = _brain_mask(scan, grid)
+    if given is not None:
+        return given
     brain = np.any([volume.data != 0 for volume in images.values()], axis=0)
     volume = next(iter(images.values()))
     litres = float(brain.sum() * np.prod(volume.grid.spacing_mm)) / 1e6
     if brain.mean() > 0.7 or 1000 * litres > MAX_BRAIN_ML:
         raise StoreError(
             f"{volume.path}: not skull-stripped ({litres:.2g} l are not zero, "
-            f"{100 * brain.mean():.0f}% of the volume) and no brain mask beside it; "
-            "add a desc-brain_mask file or strip the skull first"
+            f"{100 * brain.mean():.0f}% of the volume) and no brain mask beside it; strip the "
+            "skull first, or add a desc-brain_mask file and name the folder"
         )
     filled: Mask = ndimage.binary_fill_holes(brain)
     return filled

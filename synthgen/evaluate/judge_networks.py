@@ -100,7 +100,7 @@ class TissueSegmenter(nn.Module):
     Examples:
         >>> net = TissueSegmenter((True, True, False), (8, 8, 8, 8, 8, 8))
         >>> logits = net(torch.zeros(1, 1, 40, 33))
-        >>> logits.shape, float(logits.softmax(dim=1)[:, 2].sum())
+        >>> logits.shape, logits.softmax(dim=1)[:, 2].sum().item()
         (torch.Size([1, 3, 40, 33]), 0.0)
     """
 

@@ -89,6 +89,11 @@ class Report:
         """Gates that are not met."""
         return tuple(gate for gate in self.gates if not gate.passed)
 
+    @property
+    def graded(self) -> bool:
+        """Whether any number was to be compared with its reference."""
+        return bool(self.metrics or self.refused)
+
     def verdicts(self) -> dict[Verdict, int]:
         """Return how many numbers are good, fair and poor."""
         counts = Counter(metric.verdict for metric in self.metrics)
@@ -103,7 +108,9 @@ class Report:
         """
         counts = self.verdicts()
         total = sum(counts.values())
-        if not total:
+        if not self.graded and any(section.tables for section in self.sections):
+            text = "tables only, without verdicts"
+        elif not total:
             text = "no number could be computed"
         else:
             parts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())

@@ -274,7 +274,7 @@ def from_shards(shards: Shards, modalities: Sequence[str] = ()) -> SliceSet:
             name ends with (`oasis_flair` is of modality `flair`).
     """
     count, styles = len(shards), shards.styles
-    conditions = shards.column("condition")
+    conditions, lesions = shards.column("condition"), len(shards.schema.lesions)
     shape = shards[0].pv.shape[1:]
     known = [(style, style_modality(style, modalities)) for style in styles]
     return SliceSet(
@@ -283,8 +283,8 @@ def from_shards(shards: Shards, modalities: Sequence[str] = ()) -> SliceSet:
         (int(shape[0]), int(shape[1])),
         SliceTable(
             (UNKNOWN,) * count,
-            conditions[:, -1].astype(np.float64),
-            conditions[:, :-1].astype(np.float64),
+            conditions[:, lesions].astype(np.float64),
+            conditions[:, :lesions].astype(np.float64),
         ),
         ImageTable(
             np.repeat(np.arange(count), len(styles)),

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.engine import Forecast, Outcome, Progress, forecast, intra_op_threads, run
-from synthgen.generate.jobs import DEFAULT_THREADS, GenerationSettings, ImageJob, Job, LabelJob
+from synthgen.generate.image_job import ImageJob
+from synthgen.generate.jobs import DEFAULT_THREADS, GenerationSettings, Job
+from synthgen.generate.label_job import LabelJob
 from synthgen.generate.redraw import Quarantine, RedrawJob, flagged_labels
-from synthgen.generate.replay import replay, replay_images, replay_labels
+from synthgen.generate.replay import replay, replay_images, replay_labels, workspace_styles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +41,7 @@ __all__ = [
     "replay_images",
     "replay_labels",
     "run",
+    "workspace_styles",
 ]
 
 

@@ -219,7 +219,7 @@ def _attrs(job: Job) -> dict[str, str | int]:
         "kind": job.kind,
         "identity": dataset_digest(job.kind, job.identity),
         "schema": job.schema.fingerprint,
-        "condition_names": ",".join((*job.schema.lesions, "position")),
+        "condition_names": ",".join(job.condition_names),
         "styles": ",".join(job.identity.get("styles", ())),
     }
 

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from synthgen.core.errors import RequestError
 from synthgen.core.manifest import MANIFEST
 from synthgen.data.shards import Shards, dataset_digest
-from synthgen.generate.jobs import require_complete_labels
+from synthgen.generate.label_job import require_complete_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from synthgen.core.schema import LabelSchema
     from synthgen.data.shards import Arrays
-    from synthgen.generate.jobs import GenerationSettings, LabelJob
+    from synthgen.generate.jobs import GenerationSettings
+    from synthgen.generate.label_job import LabelJob
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ class RedrawJob:
     def identity(self) -> dict[str, Any]:
         """That of a job that computes every sample."""
         return self.job.identity
+
+    @property
+    def condition_names(self) -> Sequence[str]:
+        """Those of the dataset."""
+        return self.job.condition_names
 
     @property
     def subjects(self) -> Sequence[str]:

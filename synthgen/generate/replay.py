@@ -9,7 +9,9 @@ import numpy as np
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.engine import intra_op_threads
-from synthgen.generate.jobs import GenerationSettings, ImageJob, Job, LabelJob
+from synthgen.generate.image_job import WORKSPACE_STYLES, ImageJob
+from synthgen.generate.jobs import GenerationSettings, Job
+from synthgen.generate.label_job import LabelJob
 from synthgen.labels import ConditionRange
 
 if TYPE_CHECKING:
@@ -30,10 +32,10 @@ def replay_labels(shards: Shards, generator: LabelGenerator) -> LabelJob:
     identity = dict(shards.manifest.identity)
     try:
         ranges = {k: (float(v[0]), float(v[1])) for k, v in identity["conditions"].items()}
-        position = ranges.pop("position")
+        position, csf = ranges.pop("position"), ranges.pop("csf", None)
         job = LabelJob(
             generator,
-            ConditionRange(ranges, position),
+            ConditionRange(ranges, position, csf),
             _settings(identity),
             Acceptance(**identity["acceptance"]),
             {int(index): int(first) for index, first in identity.get("first_attempts", {}).items()},
@@ -47,11 +49,16 @@ def replay_labels(shards: Shards, generator: LabelGenerator) -> LabelJob:
 def replay_images(shards: Shards, generator: ImageGenerator) -> ImageJob:
     """Return the job that made a dataset of images; it reads the maps from the dataset itself.
 
+    Args:
+        shards: the dataset.
+        generator: with the workspace styles that the dataset names (`workspace_styles`).
+
     Raises:
-        RequestError: the generator is not the one that made it.
+        RequestError: the generator, or a workspace style, is not the one that made it.
         StoreError: the manifest lacks something.
     """
     identity = dict(shards.manifest.identity)
+    _require_styles(shards, generator)
 
     def fetch(label_index: Sequence[int]) -> Arrays:
         return shards.raw([index * per_label for index in label_index])
@@ -64,6 +71,7 @@ def replay_images(shards: Shards, generator: ImageGenerator) -> ImageJob:
             len(shards),
             fetch,
             str(identity["labels"]),
+            shards.condition_names,
             tuple(shards.manifest.subjects),
             per_label,
             _settings(identity),
@@ -72,6 +80,11 @@ def replay_images(shards: Shards, generator: ImageGenerator) -> ImageJob:
         raise _incomplete(shards, error) from error
     _require_same(shards, job)
     return job
+
+
+def workspace_styles(shards: Shards) -> dict[str, str]:
+    """Return the workspace styles that a dataset was painted in: name to digest."""
+    return dict(shards.manifest.identity.get(WORKSPACE_STYLES, {}))
 
 
 def replay(job: Job, shards: Shards, index: int) -> list[str]:
@@ -121,6 +134,18 @@ def _incomplete(shards: Shards, error: Exception) -> StoreError:
         f"{shards.folder / 'manifest.json'}: lacks what made the dataset ({error!r}); "
         "it cannot be replayed"
     )
+
+
+def _require_styles(shards: Shards, generator: ImageGenerator) -> None:
+    here = {style.name: style.digest for style in generator.styles}
+    for name, digest in workspace_styles(shards).items():
+        if here.get(name) == digest:
+            continue
+        what = "has changed since" if here.get(name) else "is not there"
+        raise RequestError(
+            f"{shards.folder} was painted in the workspace's style '{name}', which {what}; "
+            f"`synthgen styles add {name}` from the same images brings it back"
+        )
 
 
 def _require_same(shards: Shards, job: Job) -> None:

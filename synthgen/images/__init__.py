@@ -31,6 +31,8 @@ class Style:
         dataset: lower-case slug of the data set.
         modality: lower-case modality, such as "t1".
         source: "fitted" on images of that data set, or "simulated" from its protocol.
+        digest: of a workspace style's file; empty for a style of the model itself.
+        subjects: real subjects that a workspace style was fitted on.
 
     Examples:
         >>> Style("oasis_flair", "oasis", "flair", "fitted").modality
@@ -41,6 +43,8 @@ class Style:
     dataset: str
     modality: str
     source: Literal["fitted", "simulated"]
+    digest: str = ""
+    subjects: tuple[str, ...] = ()
 
 
 class ImageGenerator(Protocol):
@@ -80,10 +84,27 @@ class ImageGenerator(Protocol):
 
 
 def load_image_generator(
-    model: Path, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32"
+    model: Path,
+    *,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    styles: Sequence[Path] = (),
 ) -> ImageGenerator:
-    """Load a trained image generator. See `synthgen.images.spade.SpadePipeline.load`."""
-    # The pipeline imports this package, and diffusers takes seconds.
-    from synthgen.images.spade import SpadePipeline  # noqa: PLC0415
+    """Load a trained image generator. See `synthgen.images.spade.SpadePipeline.load`.
 
-    return SpadePipeline.load(model, device=device, dtype=dtype)
+    Args:
+        model: the folder that `train images` wrote.
+        device: a torch device.
+        dtype: precision of the networks.
+        styles: files that `synthgen styles add` wrote, for this model.
+
+    Raises:
+        StoreError: a missing or damaged file, which is named.
+        RequestError: a style of another model.
+    """
+    # They import this package, and diffusers takes seconds.
+    from synthgen.images.spade import SpadePipeline  # noqa: PLC0415
+    from synthgen.images.workspace_styles import read_style  # noqa: PLC0415
+
+    pipeline = SpadePipeline.load(model, device=device, dtype=dtype)
+    return pipeline.with_styles([read_style(path) for path in styles])

@@ -4,14 +4,9 @@ Every tissue gets the intensity that its relaxation times give under a protocol;
 mix them; texture, coil bias, resolution and Rician noise follow. The baseline that a trained
 image generator must beat, and a way to render any style without weights.
 
-Sources: relaxation times at 1.5 T from BrainWeb (Kwan et al. 1999, doi:10.1109/42.816072) for
-CSF, grey and white matter. The others were chosen here: deep grey matter and brainstem between
-grey and white matter; white matter lesions so that they look as bright in each modality as on
-scans of patients (BrainWeb's T2 of 237 ms saturates FLAIR); tumour and oedema with long times,
-tumour shortened by contrast agent. Signal equations:
-Bernstein, King, Zhou, Handbook of MRI Pulse Sequences (2004), chapters 14 and 17. Style "random"
-draws tissue intensities without any physics (Billot et al. 2023,
-doi:10.1016/j.media.2023.102789).
+Signal equations and tissue constants at 1.5 T: `synthgen.core.acquisition`; tumour's T1 shortened
+by contrast agent was chosen here. Style "random" draws tissue intensities without any physics
+(Billot et al. 2023, doi:10.1016/j.media.2023.102789).
 """
 
 from __future__ import annotations
@@ -27,6 +22,14 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
+from synthgen.core.acquisition import (
+    TISSUES,
+    Acquisition,
+    PulseSequence,
+    TissueConstants,
+    null_time,
+    signal,
+)
 from synthgen.core.errors import RequestError, SchemaError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
@@ -43,31 +46,6 @@ RANDOM = "random"
 _NAME = re.compile(r"(?:(?P<dataset>[a-z0-9][a-z0-9-]*)_)?(?P<modality>[a-z0-9]+)")
 
 
-@dataclass(frozen=True)
-class TissueConstants:
-    """Relaxation times in ms, proton density relative to water, relative texture."""
-
-    t1: float
-    t2: float
-    t2_star: float
-    density: float
-    texture: float
-
-
-TISSUES: Mapping[str, TissueConstants] = MappingProxyType(
-    {
-        "csf": TissueConstants(2569, 329, 58, 1.0, 0.07),  # BrainWeb
-        "gm": TissueConstants(833, 83, 69, 0.86, 0.05),  # BrainWeb
-        "wm": TissueConstants(500, 70, 61, 0.77, 0.03),  # BrainWeb
-        "deep_gm": TissueConstants(650, 72, 58, 0.82, 0.05),
-        "brainstem": TissueConstants(590, 76, 62, 0.79, 0.04),
-        "wmh": TissueConstants(950, 115, 90, 0.78, 0.08),
-        "tumour": TissueConstants(1400, 125, 90, 0.88, 0.15),
-        "oedema": TissueConstants(1100, 130, 100, 0.87, 0.08),
-    }
-)
-"""Constants of the tissues that can be rendered, by name."""
-
 _TUMOUR_T1_WITH_CONTRAST = 380.0
 
 
@@ -76,8 +54,7 @@ class Protocol:
     """One pulse sequence.
 
     Attributes:
-        kind: "gradient" (spoiled gradient echo), "spin" or "inversion" (spin echo; the
-            inversion time nulls CSF).
+        sequence: "gradient", "spin" or "inversion" (the inversion time nulls CSF).
         tr: lowest and highest repetition time in ms.
         te: lowest and highest echo time in ms.
         flip_deg: lowest and highest flip angle.
@@ -87,7 +64,7 @@ class Protocol:
         contrast_agent: whether tumour enhances.
     """
 
-    kind: str
+    sequence: PulseSequence
     tr: tuple[float, float]
     te: tuple[float, float]
     reference: str
@@ -106,38 +83,6 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     }
 )
 """Protocols by modality."""
-
-
-def signal(
-    protocol: Protocol, tissue: TissueConstants, *, tr: float, te: float, flip_deg: float, ti: float
-) -> float:
-    """Return the magnitude signal of one tissue, in units of fully relaxed water.
-
-    Args:
-        protocol: its `kind` chooses the equation.
-        tissue: relaxation times and density.
-        tr: repetition time, ms.
-        te: echo time, ms.
-        flip_deg: flip angle ("gradient" only).
-        ti: inversion time, ms ("inversion" only).
-    """
-    recovered = np.exp(-tr / tissue.t1)
-    match protocol.kind:
-        case "gradient":
-            angle = np.deg2rad(flip_deg)
-            steady = np.sin(angle) * (1 - recovered) / (1 - np.cos(angle) * recovered)
-            value = steady * np.exp(-te / tissue.t2_star)
-        case "spin":
-            value = (1 - recovered) * np.exp(-te / tissue.t2)
-        case _:
-            inverted = 1 - 2 * np.exp(-ti / tissue.t1) + recovered
-            value = abs(inverted) * np.exp(-te / tissue.t2)
-    return float(tissue.density * value)
-
-
-def null_time(t1: float, tr: float) -> float:
-    """Return the inversion time in ms at which a tissue of this T1 gives no signal."""
-    return float(t1 * np.log(2 / (1 + np.exp(-tr / t1))))
 
 
 class ContrastRenderer:
@@ -273,8 +218,15 @@ class ContrastRenderer:
             )
         )
         ti = null_time(TISSUES["csf"].t1, tr) * rng.uniform(0.92, 1.0)
+        acquisition = Acquisition(
+            protocol.sequence,
+            tr,
+            te,
+            ti=ti if protocol.sequence == "inversion" else None,
+            flip_deg=flip if protocol.sequence == "gradient" else None,
+        )
         values = {
-            name: signal(protocol, _varied(name, protocol, rng), tr=tr, te=te, flip_deg=flip, ti=ti)
+            name: signal(acquisition, _varied(name, protocol, rng))
             for name in TISSUES  # all, in one order: a schema does not shift the draws
         }
         level = protocol.level * rng.uniform(0.96, 1.04)

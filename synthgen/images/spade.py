@@ -15,7 +15,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import digest
 from synthgen.core.model_folder import CARD, read_model_folder, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from synthgen.core.schema import LabelSchema
+    from synthgen.images.workspace_styles import WorkspaceStyle
 
 KIND = "images"
 _COMPONENTS = ("generator", "style_encoder", "style_bank")
@@ -75,6 +75,7 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         self._record: SpadeRecord | None = None
         self._digest = ""
+        self._own: Mapping[str, Style] = {}
 
     @property
     def record(self) -> SpadeRecord:
@@ -107,12 +108,38 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def styles(self) -> tuple[Style, ...]:
-        """The styles of its bank."""
-        return tuple(Style(**style) for style in self.style_bank.config["styles"])
+        """The styles of its bank, workspace styles included."""
+        records = self.style_bank.config["styles"]
+        return tuple(self._own.get(style["name"]) or Style(**style) for style in records)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the model's files, to which workspace styles are bound."""
+        return self._digest
+
+    def with_styles(self, styles: Sequence[WorkspaceStyle]) -> Self:
+        """Return this pipeline, the same networks, with workspace styles in its bank.
+
+        A style replaces one of the same name.
+
+        Raises:
+            RequestError: a style whose codes another model's encoder made.
+        """
+        bank = self.style_bank
+        for style in styles:
+            style.require_model(self._digest)
+            bank = bank.with_gaussian(style.record, style.mean, style.factor)
+        pipeline = type(self)(self.generator, self.style_encoder, bank)
+        pipeline._record, pipeline._digest = self._record, self._digest
+        pipeline._own = {**self._own, **{s.style.name: s.style for s in styles}}
+        return pipeline
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Digest of the weights, and the precision: all that decides an image's bytes."""
+        """Digest of the weights, and the precision.
+
+        They and the workspace styles asked for (`Style.digest`) decide an image's bytes.
+        """
         return {
             "model": self._digest,
             "dtype": str(self.generator.dtype).removeprefix("torch."),
@@ -186,7 +213,7 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         pipeline._record = SpadeRecord(
             model.schema, tuple(raw["subjects"]), raw["training"], (folder / CARD).read_text()
         )
-        pipeline._digest = digest(dict(model.files))
+        pipeline._digest = model.digest
         return pipeline
 
     def save(self, folder: Path, record: SpadeRecord) -> None:

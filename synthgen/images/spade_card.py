@@ -17,7 +17,10 @@ with the losses of Fernandez et al. 2024 (doi:10.1016/j.media.2024.103278); plea
 ## Styles
 {styles}
 
-Style codes are drawn from a Gaussian fitted to the codes of the training images.
+Style codes are drawn from a Gaussian fitted to the codes of the training images. For a simulated
+style these were moved to the protocol named above by the MR signal equations: it has the tissue
+contrast of that data set as physics predicts it, but nothing else of its scanner. Replace it with
+one fitted on images: `synthgen styles add`.
 
 ## Training
 {training}
@@ -41,8 +44,11 @@ def write_card(
     """Return the Markdown text of `card.md`."""
     losses = {k: v for k, v in recipe.losses.model_dump().items() if v}
     losses.pop("slice_consistency_from", None)
+    told = {protocol.style: f": {protocol.source}" for protocol in recipe.protocol_styles}
     return _TEMPLATE.format(
-        styles="\n".join(f"- `{s['name']}` ({s['source']})" for s in styles),
+        styles="\n".join(
+            f"- `{s['name']}` ({s['source']}{told.get(s['name'], '')})" for s in styles
+        ),
         training="\n".join(f"- {name}: {value}" for name, value in training.items()),
         losses=", ".join(f"{name} {weight:g}" for name, weight in losses.items()),
         subjects="\n".join(f"- {subject}" for subject in subjects),

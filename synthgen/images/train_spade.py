@@ -11,17 +11,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey, Stream
+from synthgen.data.acquisition import AcquisitionAugment
 from synthgen.data.augment import ImageAugment, PvAugment
 from synthgen.data.image_loader import ImageBatches
 from synthgen.data.store import TrainingStore
 from synthgen.images.classifier_step import ClassifierStep
+from synthgen.images.fit_styles import fit_style_bank
 from synthgen.images.spade import SpadePipeline, SpadeRecord
 from synthgen.images.spade_card import write_card
 from synthgen.images.spade_sheet import SheetPlan, paint_in_batches
@@ -30,7 +31,6 @@ from synthgen.models.classifier import ModalityDatasetClassifier
 from synthgen.models.discriminators import PyramidPatchDiscriminator
 from synthgen.models.spade import SPADEGenerator
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
-from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
 from synthgen.runtime import build_accelerator, seeded_init
 from synthgen.training.loop import LoopSettings, run
@@ -38,17 +38,12 @@ from synthgen.training.loop import LoopSettings, run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from synthgen.core.acquisition import Acquisition
     from synthgen.recipe import Recipe
     from synthgen.recipe.images import ImageRecipe
 
 logger = logging.getLogger(__name__)
 
-_ENCODE_BATCH = 16
-_MAX_CODES = 256
-"""Codes per style that the bank is fitted on: evenly spread over its images."""
-_FULL_SLICE = 0.5
-"""Smallest brain area of those images, relative to the style's largest: the contrast of a slice
-that shows little of the brain is uncertain, and so is its code."""
 _CHECKED_IMAGES = 32
 
 
@@ -158,7 +153,8 @@ class _Trainer:
             batch_size,
             self.images.train.seed,
             PvAugment(**pair.model_dump()),
-            ImageAugment(**contrast.model_dump()),
+            ImageAugment(**contrast.model_dump(exclude={"acquisition"})),
+            acquisition_augment(self.images),
             lesion_probability=self.images.sampling.lesion_probability,
         )
 
@@ -210,7 +206,9 @@ class _Trainer:
         """Stage 3: fit the style bank, fold the spectral norm, write the folder."""
         generator = fold_spectral_norm(networks.generator).cpu()
         encoder = fold_spectral_norm(networks.style_encoder).cpu()
-        bank = fit_style_bank(encoder, self.batches, networks.code_head)
+        bank = fit_style_bank(
+            encoder, self.batches, networks.code_head, self.images.protocol_styles
+        )
         subjects = self.batches.subjects
         checked = self.val if self.val is not None else self.batches
         training: dict[str, Any] = {
@@ -225,6 +223,18 @@ class _Trainer:
         card = write_card(bank.records(), subjects, training, self.images)
         pipeline = SpadePipeline(generator, encoder, bank)
         pipeline.save(out, SpadeRecord(self.store.schema, subjects, training, card))
+
+
+def acquisition_augment(recipe: ImageRecipe) -> AcquisitionAugment:
+    """Return which images can move to another MR acquisition, where to and how often."""
+    protocols: dict[str, list[Acquisition]] = {}
+    for entry in (*recipe.acquisitions, *recipe.protocol_styles):
+        protocols.setdefault(entry.modality, []).append(entry.acquisition)
+    return AcquisitionAugment(
+        known={(e.dataset, e.modality): e.acquisition for e in recipe.acquisitions},
+        protocols={modality: tuple(found) for modality, found in protocols.items()},
+        **recipe.contrast_augment.acquisition.model_dump(),
+    )
 
 
 def build_networks(
@@ -276,43 +286,6 @@ def start_kaiming(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.kaiming_normal_(module.weight, a=0.2, generator=generator)
             nn.init.zeros_(module.bias)
-
-
-@torch.no_grad()
-def fit_style_bank(
-    encoder: StyleEncoder, batches: ImageBatches, code_head: nn.Linear | None = None
-) -> StyleBank:
-    """Fit one Gaussian of code means per (dataset, modality) over the training images.
-
-    Args:
-        encoder: trained style encoder.
-        batches: training batches.
-        code_head: the linear classifier of codes; a code that it takes for another modality is
-            left out, as the paper rejects images that its classifier takes for another one.
-    """
-    records, codes = [], {}
-    for dataset, modality in batches.styles:
-        rows = batches.rows_of(dataset, modality)
-        share = batches.brain_share(rows)
-        rows = rows[share >= _FULL_SLICE * share.max()]
-        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _MAX_CODES).round().astype(int))]
-        name = f"{dataset}_{modality}"
-        records.append({"name": name, "dataset": dataset, "modality": modality, "source": "fitted"})
-        found = torch.cat(
-            [
-                encoder(batches.images(chosen[i : i + _ENCODE_BATCH].tolist())).mu
-                for i in range(0, len(chosen), _ENCODE_BATCH)
-            ]
-        )
-        if code_head is not None:
-            logits = code_head(found.to(code_head.weight.device)).cpu()
-            told = logits[:, : len(batches.modalities)].argmax(dim=1)
-            right = told == batches.modalities.index(modality)
-            logger.info("%s: %d of %d codes fitted", name, int(right.sum()), len(found))
-            found = found[right] if right.any() else found
-        codes[name] = found
-    bank: StyleBank = StyleBank.from_codes(records, codes)
-    return bank
 
 
 @torch.no_grad()

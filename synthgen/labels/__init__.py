@@ -32,10 +32,14 @@ class LabelCondition:
     Attributes:
         lesions: lesion name to its share of the brain in the slice; lesions left out are 0.
         position: place in the brain, 0 at the foot, 1 at the top.
+        csf: rank of the CSF's share of the brain among the training slices at that place, 0 for
+            the least CSF, 1 for the most, as atrophy widens ventricles and sulci; None for a
+            model that does not know it.
     """
 
     lesions: Mapping[str, float]
     position: float
+    csf: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class ConditionRange:
     Attributes:
         lesions: lesion name to the lowest and highest share of the brain, in [0, 1].
         position: lowest and highest slice position, in [0, 1].
+        csf: lowest and highest rank of the CSF's share, in [0, 1]; the whole range is the
+            population of the training data. None for a model that does not know it.
 
     Examples:
         >>> wanted = ConditionRange({"wmh": (0.01, 0.05)}, (0.3, 0.7))
@@ -55,9 +61,15 @@ class ConditionRange:
 
     lesions: Mapping[str, tuple[float, float]]
     position: tuple[float, float]
+    csf: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high) in {**self.lesions, "slice position": self.position}.items():
+        rank = {} if self.csf is None else {"csf rank": self.csf}
+        for name, (low, high) in {
+            **self.lesions,
+            "slice position": self.position,
+            **rank,
+        }.items():
             if not 0 <= low <= high <= 1:
                 raise RequestError(
                     f"range of {name}: expected 0 <= low <= high <= 1, got {low:g}:{high:g}"
@@ -69,7 +81,9 @@ class ConditionRange:
         position = float(rng.uniform(*self.position))
         # Sorted, so that the order in which lesions were named changes nothing.
         lesions = {name: float(rng.uniform(*self.lesions[name])) for name in sorted(self.lesions)}
-        return LabelCondition(lesions, position)
+        return LabelCondition(
+            lesions, position, None if self.csf is None else float(rng.uniform(*self.csf))
+        )
 
 
 class LabelGenerator(Protocol):

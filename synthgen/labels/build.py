@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DModel
 
+from synthgen.labels.condition import CSF, POSITION
 from synthgen.models.autoencoder import (
     BrainSpadeAutoencoder,
     PatchAutoencoder,
@@ -63,8 +64,10 @@ def build_autoencoder(
 
 
 def condition_names(recipe: DiffusionRecipe, schema: LabelSchema) -> tuple[str, ...]:
-    """Return the names of the condition values, in order: lesions, then position."""
-    return (*schema.lesions, *(("position",) if recipe.condition.position else ()))
+    """Return the names of the condition values, in order: lesions, CSF rank, position."""
+    condition = recipe.condition
+    names = ((CSF, condition.csf), (POSITION, condition.position))
+    return (*schema.lesions, *(name for name, wanted in names if wanted))
 
 
 def build_condition(

@@ -47,6 +47,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         latent_size: size of the latent.
         head: what turns decoder output into PV maps.
         background_threshold: of the linear head.
+        temperature: of the softmax head.
         sampler: default sampler.
         num_inference_steps: default steps.
         guidance: default guidance.
@@ -62,6 +63,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         latent_size: Sequence[int] = (48, 64),
         head: Head = "softmax",
         background_threshold: float = 0.0,
+        temperature: float = 1.0,
         sampler: Sampler = "dpm",
         num_inference_steps: int = 20,
         guidance: float = 1.0,
@@ -75,6 +77,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             latent_size=tuple(latent_size),
             head=head,
             background_threshold=background_threshold,
+            temperature=temperature,
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             guidance=guidance,
@@ -129,5 +132,10 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             self.vae.dtype, memory_format=torch.channels_last
         )
         raw = self.vae.decode(z).sample
-        pv = apply_head(raw, config.head, background_threshold=config.background_threshold)
+        pv = apply_head(
+            raw,
+            config.head,
+            background_threshold=config.background_threshold,
+            temperature=config.temperature,
+        )
         return LabelPipelineOutput(pv=pv.cpu().contiguous())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import digest
 from synthgen.core.model_folder import RECORD, read_model_folder, write_model_folder
-from synthgen.labels.condition import ConditionScale
+from synthgen.labels.condition import CSF, POSITION, ConditionScale
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ def read_details(folder: Path) -> ModelDetails:
         return ModelDetails(
             schema=model.schema,
             shape=(int(raw["shape"][0]), int(raw["shape"][1])),
-            scale=ConditionScale(tuple(condition["names"]), tuple(condition["maxima"])),
+            scale=ConditionScale(
+                tuple(condition["names"]),
+                tuple(condition["maxima"]),
+                tuple(tuple(float(v) for v in curve) for curve in condition.get("csf", ())),
+            ),
             subjects=tuple(raw["subjects"]),
             model=digest(
                 {"files": dict(model.files), "condition": condition, "shape": raw["shape"]}
@@ -119,8 +123,10 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         "",
         "## Conditions",
         *(seen or ["- no lesions"]),
+        *(["- CSF: rank of its share of the brain at that slice position, 0 least, 1 most"]
+          if CSF in details.scale.names else []),
         *(["- slice position, 0 at the foot of the brain, 1 at its top"]
-          if "position" in details.scale.names else []),
+          if POSITION in details.scale.names else []),
         "",
         "## Training data",
         (f"{training.get('num_slices', '?')} slices of {len(details.subjects)} subjects. These "

@@ -12,6 +12,7 @@ from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
+from synthgen.labels.condition import CSF
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, read_details
 
@@ -106,7 +107,8 @@ class DiffusionLabelGenerator:
         lesions = {
             name: (0.0, largest[name]) for name in self.schema.lesions if largest.get(name, 0.0) > 0
         }
-        return ConditionRange(lesions, self._details.position)
+        known = CSF in scale.names
+        return ConditionRange(lesions, self._details.position, (0.0, 1.0) if known else None)
 
     @property
     def identity(self) -> dict[str, Any]:

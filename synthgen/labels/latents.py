@@ -46,21 +46,24 @@ class LatentBatch:
         z: unscaled means or draws `(B, Z, X, Y)` float32.
         fractions: lesion shares `(B, L)`.
         position: slice positions `(B,)`.
+        csf: CSF shares `(B,)`.
     """
 
     z: torch.Tensor
     fractions: torch.Tensor
     position: torch.Tensor
+    csf: torch.Tensor
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Posteriors `(N, Z, X, Y)` float16, lesion shares `(N, L)` and positions `(N,)`."""
+    """Posteriors `(N, Z, X, Y)` float16; lesion shares `(N, L)`; positions, CSF shares `(N,)`."""
 
     mu: torch.Tensor
     logvar: torch.Tensor
     fractions: torch.Tensor
     position: torch.Tensor
+    csf: torch.Tensor
 
     def measured_scale(self, latents: Latents) -> float:
         """Return 1 / std over all draws from the posteriors, or over their means.
@@ -105,9 +108,7 @@ class LatentCache:
 
     def to(self, device: torch.device) -> LatentCache:
         """Move the cache to a device, so that training never waits for data."""
-        return LatentCache(
-            *(t.to(device) for t in (self.mu, self.logvar, self.fractions, self.position))
-        )
+        return LatentCache(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 class LatentBatches:
@@ -144,7 +145,7 @@ class LatentBatches:
             generator = SampleKey(self._seed, step).torch(Stream.NOISE)
             eps = torch.randn(z.shape, generator=generator).to(z.device)
             z = z + torch.exp(0.5 * cache.logvar[index].float()) * eps
-        return LatentBatch(z, cache.fractions[index], cache.position[index])
+        return LatentBatch(z, cache.fractions[index], cache.position[index], cache.csf[index])
 
 
 def encode_slices(
@@ -178,6 +179,7 @@ def encode_slices(
         rows = slice(start, start + len(chunk))
         cache.mu[rows], cache.logvar[rows] = posterior.mean, posterior.logvar
         cache.fractions[rows], cache.position[rows] = batch.fractions, batch.position
+        cache.csf[rows] = batch.csf
         if start // _CHUNK % 50 == 0:
             logger.info("encoded %d of %d augmented slices", start, len(jobs))
     if cache is None:
@@ -192,6 +194,7 @@ def _empty_cache(count: int, mu: torch.Tensor, fractions: torch.Tensor) -> Laten
         torch.empty(shape, dtype=torch.float16),
         torch.empty(shape, dtype=torch.float16),
         torch.empty(count, fractions.shape[1]),
+        torch.empty(count),
         torch.empty(count),
     )
 

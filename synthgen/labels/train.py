@@ -24,7 +24,7 @@ from synthgen.labels.build import (
     condition_names,
     num_parameters,
 )
-from synthgen.labels.condition import ConditionScale
+from synthgen.labels.condition import CSF, ConditionScale
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, write_model
 from synthgen.labels.latents import (
@@ -155,7 +155,9 @@ def train_diffusion(plan: TrainPlan, vae: ModelMixin) -> TrainedDiffusion:
     cache = latent_cache(plan, vae, accelerator)
     factor = cache.measured_scale(recipe.latents) if recipe.latent_scaling else 1.0
     vae.register_to_config(scaling_factor=factor)
-    scale = ConditionScale.measure(condition_names(recipe, schema), cache.fractions)
+    scale = ConditionScale.measure(
+        condition_names(recipe, schema), cache.fractions, cache.position, cache.csf
+    )
     pipeline = build_pipeline(plan.recipe, vae, schema, cache.mu.shape[1:])
     if recipe.condition.templates:
         pipeline.condition_embedding.template.copy_(
@@ -214,6 +216,7 @@ def build_pipeline(
         latent_size=tuple(latent_shape[1:]),
         head=recipe.autoencoder.head,
         background_threshold=recipe.sampling.background_threshold,
+        temperature=recipe.sampling.temperature,
         sampler=recipe.sampling.sampler,
         num_inference_steps=recipe.sampling.steps,
         guidance=recipe.sampling.guidance,
@@ -248,6 +251,11 @@ def train_labels(
     """
     if recipe.labels is None:
         raise RecipeError(f"recipe '{recipe.name}' has no section 'labels'")
+    if recipe.labels.diffusion.condition.csf and CSF not in recipe.label_schema.names:
+        raise RecipeError(
+            f"recipe '{recipe.name}': labels.diffusion.condition.csf needs a tissue '{CSF}', which "
+            f"schema '{recipe.label_schema.name}' lacks"
+        )
     run_dir = run_dir or _run_dir(out)
     start = time.monotonic()
     share = None if max_minutes is None else AUTOENCODER_SHARE * max_minutes

@@ -100,7 +100,7 @@ class DiffusionStep:
         u = antithetic_times(count, generator).to(x_start.device)
         noise = torch.randn(x_start.shape, generator=generator).to(x_start.device)
         dropped = torch.rand(count, generator=generator) < self._recipe.condition.dropout
-        values = self._scale.scale(batch.fractions, batch.position).to(x_start.device)
+        values = self._scale.scale(batch.fractions, batch.position, batch.csf).to(x_start.device)
         pair = noised(self._pipeline.scheduler, x_start, noise, u)
         x_t = pair.x_t.contiguous(memory_format=torch.channels_last)
         prediction = self._net(x_t, pair.t, values, (~dropped).float().to(x_start.device))
@@ -114,7 +114,8 @@ class DiffusionStep:
         parameters += list(self._pipeline.condition_embedding.parameters())
         self.ema["denoiser"].store(parameters)
         self.ema["denoiser"].copy_to(parameters)
-        values = self._scale.scale(self._preview.fractions, self._preview.position)
+        shown = self._preview
+        values = self._scale.scale(shown.fractions, shown.position, shown.csf)
         generators = [SampleKey(0, i).torch(Stream.NOISE) for i in range(len(values))]
         with self._accelerator.autocast():
             fake = self._pipeline(values, generators).pv.numpy()

@@ -172,7 +172,9 @@ def build_autoencoder_kl(
     )
 
 
-def apply_head(raw: torch.Tensor, head: Head, *, background_threshold: float = 0.0) -> torch.Tensor:
+def apply_head(
+    raw: torch.Tensor, head: Head, *, background_threshold: float = 0.0, temperature: float = 1.0
+) -> torch.Tensor:
     """Turn decoder output `(B, C, X, Y)` into PV maps: float32 in [0, 1] that sum to 1 over C.
 
     Args:
@@ -182,11 +184,12 @@ def apply_head(raw: torch.Tensor, head: Head, *, background_threshold: float = 0
             The paper stops there (and sums may differ from 1); here the channels are divided by
             their sum, a deliberate deviation.
         background_threshold: 0.075 in the paper's sampling script.
+        temperature: the softmax head's; below 1 the maps are sharper than the decoder is sure.
     """
     raw = raw.float()
     match head:
         case "softmax":
-            return torch.softmax(raw, dim=1)
+            return torch.softmax(raw / temperature, dim=1)
         case "linear":
             pv = raw.clamp(0, 1)
             empty = pv[:, 1:].amax(dim=1, keepdim=True) < background_threshold

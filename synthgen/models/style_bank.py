@@ -115,11 +115,33 @@ class StyleBank(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         Raises:
             RequestError: the name is taken, or as in `from_codes`.
         """
+        _check_records([*self.records(), style])
+        fitted = fit_gaussian(codes, style["name"], int(self.mean.shape[1]), shrinkage)
+        return self.with_gaussian(style, *fitted)
+
+    def with_gaussian(self, style: Mapping[str, str], mean: Tensor, factor: Tensor) -> StyleBank:
+        """Return a new bank with a style's Gaussian; it replaces a style of the same name.
+
+        Args:
+            style: record as in the constructor.
+            mean: `(Z,)`.
+            factor: `(Z, Z)`, lower Cholesky factor of the covariance.
+
+        Raises:
+            RequestError: another Z than the bank's.
+        """
         latent_dim = int(self.mean.shape[1])
-        bank: StyleBank = StyleBank(styles=[*self.records(), dict(style)], latent_dim=latent_dim)
-        mean, factor = fit_gaussian(codes, style["name"], latent_dim, shrinkage)
-        bank.mean[:-1], bank.mean[-1] = self.mean, mean
-        bank.factor[:-1], bank.factor[-1] = self.factor, factor
+        if mean.shape != (latent_dim,) or factor.shape != (latent_dim, latent_dim):
+            raise RequestError(
+                f"style '{style['name']}': expected a mean of {latent_dim} values and a factor of "
+                f"{latent_dim} x {latent_dim}, got {tuple(mean.shape)} and {tuple(factor.shape)}"
+            )
+        records = {record["name"]: record for record in self.records()}
+        records[style["name"]] = dict(style)
+        bank: StyleBank = StyleBank(styles=list(records.values()), latent_dim=latent_dim)
+        count, row = len(self.names), bank.index(style["name"])
+        bank.mean[:count], bank.factor[:count] = self.mean, self.factor
+        bank.mean[row], bank.factor[row] = mean, factor
         bank.to(self.mean.device)
         return bank
 

@@ -5,10 +5,11 @@ No defaults for scientific numbers: every value stands in the recipe document, w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from synthgen.core.acquisition import Acquisition, PulseSequence
 from synthgen.recipe.base import Count, Positive, Probability, Steps, Strict, Weight
 from synthgen.recipe.training import TrainingRecipe
 
@@ -95,8 +96,61 @@ class PairAugmentRecipe(Strict):
     flip_probability: Probability
 
 
+Factor = Annotated[float, Field(ge=1)]
+
+
+class AcquisitionRecipe(Strict):
+    """The MR acquisition of one style, and where its numbers come from.
+
+    `ti` may be left out: the inversion time then nulls CSF. See `Acquisition` for the others.
+    """
+
+    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    modality: str = Field(pattern=r"^[a-z0-9]+$")
+    sequence: PulseSequence
+    tr: Positive
+    te: Positive
+    ti: Positive | None = None
+    flip_deg: Positive | None = None
+    field_t: Positive
+    source: str = Field(min_length=1)
+
+    @property
+    def style(self) -> str:
+        """Name of the style."""
+        return f"{self.dataset}_{self.modality}"
+
+    @property
+    def acquisition(self) -> Acquisition:
+        """The acquisition itself."""
+        numbers = self.model_dump(exclude={"dataset", "modality", "source"})
+        return Acquisition(**numbers)
+
+    @model_validator(mode="after")
+    def _can_be_scanned(self) -> Self:
+        _ = self.acquisition
+        return self
+
+
+class AcquisitionAugmentRecipe(Strict):
+    """How often a sample moves to another acquisition, and how far from a protocol it lies.
+
+    `tr`, `te`, `ti`, `flip_deg` are the largest factors to either side, `field_flip` the chance of
+    the other field strength.
+    """
+
+    probability: Probability
+    tr: Factor
+    te: Factor
+    ti: Factor
+    flip_deg: Factor
+    field_flip: Probability
+
+
 class ContrastAugmentRecipe(Strict):
     """Changes of contrast, the same for an image and its style images."""
+
+    acquisition: AcquisitionAugmentRecipe
 
     bias: Probability
     gamma_low: Positive
@@ -128,7 +182,15 @@ class ImageTrainRecipe(TrainingRecipe):
 
 
 class ImageRecipe(Strict):
-    """Everything `train images` needs."""
+    """Everything `train images` needs.
+
+    `acquisitions` are those of training styles, where known: only these can move.
+    `protocol_styles` are styles without images of their own: training images of the modality are
+    moved to their acquisition.
+    """
+
+    acquisitions: tuple[AcquisitionRecipe, ...]
+    protocol_styles: tuple[AcquisitionRecipe, ...]
 
     generator: GeneratorRecipe
     style_encoder: StyleEncoderRecipe
@@ -139,3 +201,11 @@ class ImageRecipe(Strict):
     contrast_augment: ContrastAugmentRecipe
     sampling: SamplingRecipe
     train: ImageTrainRecipe
+
+    @model_validator(mode="after")
+    def _one_acquisition_a_style(self) -> Self:
+        names = [entry.style for entry in (*self.acquisitions, *self.protocol_styles)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"more than one acquisition is given for {', '.join(twice)}")
+        return self

@@ -95,12 +95,14 @@ class ConditionRecipe(Strict):
     `mode` "class" adds an embedding to the time embedding, "concat" appends constant planes to
     the latent. `dropout` is how often the condition is replaced by the null token, which makes
     classifier-free guidance possible. `position` adds the slice position to the condition.
+    `csf` adds the rank of the CSF's share of the brain among slices at that position.
     `coordinates` appends the place of each pixel as planes, with this many sine and cosine pairs;
     `templates` the mean latent at the slice position, from a table of so many positions.
     """
 
     mode: Literal["class", "concat", "none"]
     position: bool
+    csf: bool
     dropout: Probability
     num_frequencies: Steps
     coordinates: Steps
@@ -163,13 +165,18 @@ class LabelAugmentRecipe(Strict):
 
 
 class SamplingRecipe(Strict):
-    """How the trained model samples unless the caller says otherwise."""
+    """How the trained model samples unless the caller says otherwise.
+
+    `temperature` divides the logits of the softmax head: the decoder's doubt blurs borders, and
+    below 1 they are as sharp as those of the training maps.
+    """
 
     sampler: Literal["dpm", "ddim", "unipc", "ddpm", "euler"]
     steps: Count
     eta: Annotated[float, Field(ge=0, le=1)]
     guidance: Positive
     background_threshold: Probability
+    temperature: Positive
 
 
 class LabelRecipe(Strict):

@@ -3,11 +3,13 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_models import SUBJECTS, write_image_model, write_label_model
 
+from synthgen import starter
 from synthgen.cli import generation, main
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.manifest import Manifest
@@ -23,6 +25,12 @@ def models(tmp_path_factory):
     write_label_model(root / "labels")
     write_image_model(root / "images")
     return root
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_shipped(monkeypatch, tmp_path):
+    """Let no test use a model that this installation ships."""
+    monkeypatch.setattr(starter, "FOLDER", tmp_path / "starter")
 
 
 @pytest.fixture
@@ -213,7 +221,7 @@ def test_wrong_image_requests_name_what_is_wrong(synthgen, work):
     synthgen("labels", "--n", 6, *SMALL)
     code, _, err = synthgen("images", "--style", "a_t9", *SMALL[:-2])
     assert code == 2
-    assert "unknown style 'a_t9'; there are a_t1, a_flair" in err
+    assert "unknown style 'a_t9'; there are a_t1, a_flair, b_flair" in err
     code, _, err = synthgen("images", "--style", "a_t9", "--renderer", "contrast", *SMALL[:-2])
     assert (code, len(err.splitlines())) == (2, 1)
     shard_path(work / "labels", 1).unlink()
@@ -303,7 +311,38 @@ def test_idle_cores_are_mentioned(monkeypatch):
         assert generation.idle_cores(settings, device, "labels") == ""
 
 
-def test_model_is_the_workspace_s_own(models, tmp_path):
-    assert generation.find_model(models / "labels", tmp_path, "labels") == models / "labels"
-    with pytest.raises(StoreError, match="no images model in"):
-        generation.find_model(None, tmp_path, "images")
+def test_model_is_the_one_given_else_the_workspace_s_own_else_the_shipped(models, work, tmp_path):
+    given = generation.find_model(models / "labels", work, "labels")
+    assert (given.folder, given.name) == (models / "labels", str(models / "labels"))
+    own = generation.find_model(None, work, "labels")
+    assert (own.folder, own.shown) == (work / "models/labels", str(work / "models/labels"))
+    for model in (None, Path("starter:images"), tmp_path / "nothing"):
+        with pytest.raises(StoreError, match="no images model in"):
+            generation.find_model(model, tmp_path, "images")
+    shutil.copytree(models, tmp_path / "starter")
+    assert generation.find_model(None, work, "labels") == own
+    shipped = generation.find_model(None, tmp_path, "images")
+    assert (shipped.folder, shipped.name) == (tmp_path / "starter/images", "starter:images")
+    assert shipped.shown == "starter:images, shipped with synthgen"
+    assert generation.find_model(Path("starter:images"), work, "images") == shipped
+    # A folder that is there but holds no model is no reason to take another one.
+    (work / "models/labels/model_index.json").unlink()
+    for model in (None, tmp_path / "nothing"):
+        with pytest.raises(StoreError, match="no labels model in"):
+            generation.find_model(model, work, "labels")
+
+
+def test_datasets_of_a_shipped_model_replay_wherever_it_is(synthgen, work, models, monkeypatch):
+    shutil.rmtree(work / "models")
+    shutil.copytree(models, work / "one place")
+    monkeypatch.setattr(starter, "FOLDER", work / "one place")
+    out = synthgen("labels", "--n", 2, *SMALL)[1]
+    assert "model: starter:labels, shipped with synthgen" in out
+    out = synthgen("images", "--style", "a_t1", *SMALL[:-2])[1]
+    assert "model: starter:images, shipped with synthgen" in out
+    for kind, folder in (("labels", work / "labels"), ("images", work / "images/a_t1")):
+        assert Manifest.read(folder).provenance["model"] == f"starter:{kind}"
+    shutil.move(work / "one place", work / "another place")
+    monkeypatch.setattr(starter, "FOLDER", work / "another place")
+    for folder in (work / "labels", work / "images" / "a_t1"):
+        assert "equal bit for bit" in synthgen("replay", folder, "--index", 1)[1]

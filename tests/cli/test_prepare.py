@@ -15,7 +15,7 @@ from synthgen.data.store import TrainingStore
 
 @pytest.fixture(scope="session")
 def phantoms():
-    path = Path(__file__).parents[1] / "data" / "phantoms.py"
+    path = Path(__file__).parents[1] / "phantoms.py"
     spec = spec_from_file_location("phantoms", path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

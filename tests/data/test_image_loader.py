@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from synthgen.core.errors import StoreError
+from synthgen.core.acquisition import Acquisition
+from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.schema import BRAIN9
+from synthgen.data.acquisition import AcquisitionAugment
 from synthgen.data.augment import ImageAugment, PvAugment
 from synthgen.data.image_loader import ImageBatches
 from synthgen.data.store import StoreWriter, TrainingStore
@@ -160,3 +162,57 @@ def test_a_split_without_images_is_refused(store):
 
 def test_global_generators_stay_untouched(store, untouched_rng):
     make(store).batch(0)
+
+
+SPIN, LONG = Acquisition("spin", 600, 15), Acquisition("spin", 4500, 100)
+MOVES = AcquisitionAugment(
+    known={("a", "t1"): SPIN}, protocols={"t1": (LONG,)}, probability=1.0, te=1.3
+)
+
+
+def make_moving(store, moves=MOVES):
+    return ImageBatches(store, "train", 4, 3, None, None, moves)
+
+
+def test_known_acquisitions_move_and_others_stay(store):
+    moved, still = make_moving(store), make_moving(store, None)
+    seen = set()
+    for step in range(6):
+        one, other = moved.batch(step), still.batch(step)
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.image, make_moving(store).batch(step).image)
+        for i, row in enumerate(one.rows[:, 0].tolist()):
+            subject, modality, _ = origin(store, row)
+            known = subject.startswith("a/") and modality == "t1"
+            assert torch.equal(one.image[i], other.image[i]) is not known
+            seen.add(known)
+        assert (one.image[one.pv[:, :1] > 0.5] == -1).all()
+    assert seen == {True, False}
+
+
+def test_image_and_styles_move_together(tmp_path):
+    path = tmp_path / "flat.h5"
+    with StoreWriter(path, BRAIN9, (32, 32)) as writer:
+        pv = np.zeros((3, 9, 32, 32), dtype=np.uint8)
+        pv[:, 2, :16], pv[:, 3, 16:] = 255, 255
+        rows = writer.add_slices(
+            "a/s", dataset="a", split="train", z=range(3), position=[0, 0.5, 1], pv=pv
+        )
+        writer.add_image(rows, "t1", np.full((3, 1, 32, 32), 0.5))
+        writer.commit()
+    with TrainingStore.open(path) as store:
+        batch = make_moving(store).batch(0)
+    assert torch.equal(batch.image, batch.style_image)
+    assert torch.equal(batch.image, batch.second_style_image)
+    assert not torch.allclose(batch.image[0], batch.image[1])
+
+
+def test_chosen_images_move_to_one_acquisition(store):
+    batches = make_moving(store)
+    assert batches.sources("t1") == ("a",)
+    assert batches.sources("t2") == ()
+    rows = batches.rows_of("a", "t1")[:2].tolist()
+    assert torch.allclose(batches.moved_images(rows, SPIN), batches.images(rows), atol=1e-6)
+    assert not torch.allclose(batches.moved_images(rows, LONG), batches.images(rows), atol=0.01)
+    with pytest.raises(RequestError, match="the acquisition of 'b_t1' is not known"):
+        batches.moved_images(batches.rows_of("b", "t1")[:1].tolist(), LONG)

@@ -8,7 +8,7 @@ from synthgen.core.errors import StoreError
 from synthgen.core.rng import SampleKey
 from synthgen.core.schema import BRAIN9
 from synthgen.data.augment import PvAugment
-from synthgen.data.loaders import LabelBatches, draw_shuffled, lesion_fractions, prefetch
+from synthgen.data.loaders import LabelBatches, brain_shares, draw_shuffled, prefetch
 from synthgen.data.store import StoreWriter, TrainingStore
 
 SHAPE = (24, 32)
@@ -59,7 +59,7 @@ def test_augmented_maps_stay_partial_volumes(store):
         assert batch.pv.dtype == torch.float32
         assert batch.pv.min() >= 0
         assert (batch.pv.sum(dim=1) - 1).abs().max() < 1e-5
-        torch.testing.assert_close(batch.fractions, lesion_fractions(batch.pv, (6, 7, 8)))
+        torch.testing.assert_close(batch.fractions, brain_shares(batch.pv)[:, 6:])
         assert ((batch.position >= 0) & (batch.position <= 1)).all()
 
 
@@ -102,7 +102,7 @@ def test_a_split_without_slices_is_refused(store):
 def test_fractions_of_an_empty_map_are_zero():
     pv = torch.zeros(1, 9, 4, 4)
     pv[:, 0] = 1
-    assert lesion_fractions(pv, (6, 7, 8)).tolist() == [[0, 0, 0]]
+    assert brain_shares(pv)[:, 6:].tolist() == [[0, 0, 0]]
 
 
 class Squares:

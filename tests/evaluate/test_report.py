@@ -272,3 +272,13 @@ def test_contact_sheets_without_positions_or_common_modality(place):
     sheets = contact_sheets(synthetic, real, KEY)
     assert [sheet.name for sheet in sheets] == ["labels", "images-a_flair"]
     assert "no real ones" in sheets[1].caption
+
+
+def test_a_report_of_tables_alone_shows_no_verdicts(tmp_path):
+    table = Table("Faults", ("fault", "value"), (("blur", "3"),))
+    report = Report("quality", "Faults", (Section("sanity", "Sanity", "Text.", tables=(table,)),))
+    assert report.summary() == "tables only, without verdicts"
+    page = write_report(report, tmp_path / "r").read_text()
+    assert "At a glance" not in page
+    assert "not computed" not in page
+    assert "blur" in page

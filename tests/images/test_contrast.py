@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,7 @@ import torch
 from synthgen.core.errors import RequestError, SchemaError
 from synthgen.core.rng import SampleKey
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
-from synthgen.images.contrast import (
-    PROTOCOLS,
-    TISSUES,
-    ContrastRenderer,
-    TissueConstants,
-    null_time,
-    signal,
-)
+from synthgen.images.contrast import ContrastRenderer
 
 KEYS = [SampleKey(11, i) for i in range(6)]
 ALL = ["t1", "t2", "flair", "t1ce", "pd", "random"]
@@ -63,30 +54,6 @@ def test_flair_darkens_fluid_and_lights_up_lesions():
 
 def test_contrast_agent_enhances_tumour():
     assert tissue_means("t1ce")["tumour"] > 1.2 * tissue_means("t1ce")["wm"]
-
-
-def test_spoiled_gradient_echo_at_the_ernst_angle():
-    # sin a (1 - E) / (1 - cos a E) is sqrt((1 - E) / (1 + E)) where cos a = E.
-    tissue = TissueConstants(1000, 100, 50, 0.8, 0)
-    recovered = math.exp(-20 / 1000)
-    angle = math.degrees(math.acos(recovered))
-    expected = 0.8 * math.sqrt((1 - recovered) / (1 + recovered)) * math.exp(-5 / 50)
-    value = signal(PROTOCOLS["t1"], tissue, tr=20, te=5, flip_deg=angle, ti=0)
-    assert value == pytest.approx(expected)
-
-
-def test_spin_echo_formula():
-    tissue = TissueConstants(1000, 100, 50, 0.8, 0)
-    value = signal(PROTOCOLS["t2"], tissue, tr=1000, te=100, flip_deg=90, ti=0)
-    assert value == pytest.approx(0.8 * (1 - math.exp(-1)) * math.exp(-1))
-
-
-def test_inversion_time_nulls_its_tissue():
-    csf = TISSUES["csf"]
-    value = signal(
-        PROTOCOLS["flair"], csf, tr=9000, te=120, flip_deg=90, ti=null_time(csf.t1, 9000)
-    )
-    assert value == pytest.approx(0, abs=1e-9)
 
 
 def test_partial_volume_lies_between_its_tissues():

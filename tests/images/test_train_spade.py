@@ -14,10 +14,12 @@ from synthgen.core.rng import SampleKey
 from synthgen.core.schema import LabelSchema, Tissue
 from synthgen.data.image_loader import ImageBatches
 from synthgen.data.store import TrainingStore
+from synthgen.images.fit_styles import fit_style_bank
 from synthgen.images.spade import SpadePipeline
 from synthgen.images.spade_sheet import SheetPlan
 from synthgen.images.spade_step import SpadeStep, perceptual_weights
 from synthgen.images.train_spade import (
+    acquisition_augment,
     build_networks,
     default_run_dir,
     train_images,
@@ -291,3 +293,59 @@ def test_style_swap_changes_tissue_means(tmp_path, tiny_recipe):
     }
     assert means["t1", "csf"] < means["t1", "gm"] < means["t1", "wm"]
     assert means["t2", "csf"] > means["t2", "gm"] > means["t2", "wm"]
+
+
+KNOWN = (
+    "{dataset: a, modality: t1, sequence: spin, tr: 600, te: 15, field_t: 1.5, source: known},"
+    "{dataset: a, modality: t2, sequence: spin, tr: 4500, te: 100, field_t: 1.5, source: known}"
+)
+MPRAGE = "sequence: inversion_gradient, tr: 2300, te: 3, ti: 900, flip_deg: 9, field_t: 3"
+FLAIR = "sequence: inversion, tr: 9000, te: 91, field_t: 3"
+PROTOCOLS = (
+    f"[{{dataset: oasis, modality: t1, {MPRAGE}, source: 'a paper'}},"
+    f"{{dataset: oasis, modality: flair, {FLAIR}, source: typical}},"
+    f"{{dataset: b, modality: t1, {MPRAGE}, source: typical}}]"
+)
+
+
+def test_protocol_styles_are_simulated_where_images_can_move(
+    store_path, tiny_recipe, tmp_path, caplog
+):
+    recipe = tiny_recipe(
+        acquisitions=f"[{KNOWN}]",
+        protocol_styles=PROTOCOLS,
+        contrast_augment__acquisition__probability=0.5,
+        contrast_augment__acquisition__te=1.3,
+    )
+    loaded = SpadePipeline.load(train_images(recipe, store_path, tmp_path / "m"))
+    sources = {style.name: style.source for style in loaded.styles}
+    fitted = dict.fromkeys(("a_t1", "b_t1", "a_t2", "b_t2"), "fitted")
+    assert sources == fitted | {"oasis_t1": "simulated"}
+    assert "oasis_flair is left out: no image of a known acquisition" in caplog.text
+    assert "b_t1 is left out: it was trained on images" in caplog.text
+    assert "- `oasis_t1` (simulated: a paper)\n" in loaded.record.card
+    bank = loaded.style_bank
+    assert not torch.equal(bank.mean[bank.index("oasis_t1")], bank.mean[bank.index("a_t1")])
+
+
+def test_a_protocol_equal_to_the_own_acquisition_gives_the_own_style(store, tiny_recipe):
+    spin = "sequence: spin, tr: 600, te: 15, field_t: 1.5, source: same"
+    recipe = tiny_recipe(
+        acquisitions=f"[{KNOWN}]", protocol_styles=f"[{{dataset: c, modality: t1, {spin}}}]"
+    )
+    batches = ImageBatches(store, "train", 2, 0, None, None, acquisition_augment(recipe.images))
+    encoder = build_networks(recipe.images, store, None).style_encoder.eval()
+    bank = fit_style_bank(encoder, batches, None, recipe.images.protocol_styles)
+    own, same = bank.index("a_t1"), bank.index("c_t1")
+    assert torch.allclose(bank.mean[own], bank.mean[same], atol=1e-4)
+    assert torch.allclose(bank.factor[own], bank.factor[same], atol=1e-3)
+
+
+def test_a_moving_run_is_resumed_exactly(store_path, tiny_recipe, tmp_path):
+    recipe = tiny_recipe(acquisitions=f"[{KNOWN}]", contrast_augment__acquisition__probability=1.0)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_images(recipe, store_path, tmp_path / "m1", whole)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_0000006")
+    train_images(recipe, store_path, tmp_path / "m2", cut, resume=True)
+    assert weights_of(tmp_path / "m1") == weights_of(tmp_path / "m2")

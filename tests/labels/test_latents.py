@@ -27,7 +27,13 @@ def cache_of(num_rows, *, with_lesion=(), size=2):
     mu = torch.arange(num_rows).view(-1, 1, 1, 1).expand(-1, 1, size, size).half()
     fractions = torch.zeros(num_rows, 2)
     fractions[list(with_lesion), 1] = 0.01
-    return LatentCache(mu, torch.full_like(mu, -2), fractions, torch.linspace(0, 1, num_rows))
+    return LatentCache(
+        mu,
+        torch.full_like(mu, -2),
+        fractions,
+        torch.linspace(0, 1, num_rows),
+        torch.zeros(num_rows),
+    )
 
 
 def rows_of(batch):
@@ -37,7 +43,9 @@ def rows_of(batch):
 def test_a_saved_cache_returns_bit_for_bit(tmp_path):
     generator = torch.Generator().manual_seed(0)
     mu, logvar = (torch.randn(5, 2, 4, 6, generator=generator).half() for _ in range(2))
-    cache = LatentCache(mu, logvar, torch.rand(5, 3, generator=generator), torch.linspace(0, 1, 5))
+    cache = LatentCache(
+        mu, logvar, torch.rand(5, 3, generator=generator), torch.linspace(0, 1, 5), torch.rand(5)
+    )
     path = tmp_path / "run" / "latents.safetensors"
     save_cache(path, cache, "identity")
     loaded = load_cache(path, "identity")
@@ -98,7 +106,9 @@ def test_conditions_stay_with_their_latents():
 def test_means_are_taken_exactly():
     generator = torch.Generator().manual_seed(1)
     mu = torch.randn(3, 2, 4, 4, generator=generator).half()
-    cache = LatentCache(mu, torch.full_like(mu, 3), torch.zeros(3, 1), torch.arange(3.0))
+    cache = LatentCache(
+        mu, torch.full_like(mu, 3), torch.zeros(3, 1), torch.arange(3.0), torch.zeros(3)
+    )
     batch = LatentBatches(cache, 3, 0, latents="mean").batch(2)
     assert batch.z.dtype == torch.float32
     assert torch.equal(batch.z, mu[batch.position.long()].float())
@@ -107,7 +117,7 @@ def test_means_are_taken_exactly():
 def test_draws_have_the_mean_and_variance_of_each_posterior():
     mu = torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 1, 64, 64).half()
     logvar = torch.tensor([-4.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 1, 64, 64).half()
-    cache = LatentCache(mu, logvar, torch.zeros(3, 1), torch.arange(3.0))
+    cache = LatentCache(mu, logvar, torch.zeros(3, 1), torch.arange(3.0), torch.zeros(3))
     steps, batches = 20, LatentBatches(cache, 3, 0, latents="posterior")
     drawn = [batches.batch(step) for step in range(steps)]
     count = steps * 64 * 64
@@ -126,7 +136,9 @@ def test_measured_scale_is_one_over_the_standard_deviation(num_rows):
     generator = torch.Generator().manual_seed(0)
     mu = (3 + 2 * torch.randn(num_rows, 2, 3, 4, generator=generator)).half()
     logvar = torch.randn(num_rows, 2, 3, 4, generator=generator).half()
-    cache = LatentCache(mu, logvar, torch.zeros(num_rows, 1), torch.zeros(num_rows))
+    cache = LatentCache(
+        mu, logvar, torch.zeros(num_rows, 1), torch.zeros(num_rows), torch.zeros(num_rows)
+    )
     variance = float(mu.double().var(correction=0))
     noise = float(logvar.double().exp().mean())
     assert cache.measured_scale("mean") == pytest.approx(variance**-0.5, rel=1e-9)
@@ -136,7 +148,7 @@ def test_measured_scale_is_one_over_the_standard_deviation(num_rows):
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.0, math.nan])
 def test_collapsed_latents_have_no_scale(value):
     mu = torch.full((300, 2, 4, 4), value).half()
-    cache = LatentCache(mu, mu, torch.zeros(300, 1), torch.zeros(300))
+    cache = LatentCache(mu, mu, torch.zeros(300, 1), torch.zeros(300), torch.zeros(300))
     with pytest.raises(RequestError, match=r"positive standard deviation.*losses\.kl"):
         cache.measured_scale("mean")
 

@@ -262,7 +262,9 @@ def diffusion_step(store, recipe, accelerator):
     batches = label_batches(plan, section.train)
     cache = encode_slices(vae, batches, indices, 1, 0, accelerator)
     vae.register_to_config(scaling_factor=cache.measured_scale(section.latents))
-    scale = ConditionScale.measure(condition_names(section, store.schema), cache.fractions)
+    scale = ConditionScale.measure(
+        condition_names(section, store.schema), cache.fractions, cache.position, cache.csf
+    )
     pipeline = build_pipeline(recipe.labels, vae, store.schema, cache.mu.shape[1:])
     latents = LatentBatches(cache, section.train.batch_size, 0, latents=section.latents)
     return DiffusionStep(pipeline, section, latents, scale, preview_batch(plan), accelerator)
@@ -307,7 +309,7 @@ def test_latents_are_draws_from_the_cached_posteriors_or_their_means():
     mu = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     sigma = 0.5
     logvar = torch.full_like(mu, math.log(sigma**2))
-    cache = LatentCache(mu, logvar, torch.zeros(2, 1), torch.tensor([0.0, 1.0]))
+    cache = LatentCache(mu, logvar, torch.zeros(2, 1), torch.tensor([0.0, 1.0]), torch.zeros(2))
 
     def ordered(batches, step):
         batch = batches.batch(step)
@@ -328,7 +330,7 @@ def test_latents_are_draws_from_the_cached_posteriors_or_their_means():
 
 
 def test_the_latent_cache_is_kept_for_the_same_data_only(tmp_path):
-    cache = LatentCache(*(torch.rand(3, 2) for _ in range(4)))
+    cache = LatentCache(*(torch.rand(3, 2) for _ in range(5)))
     path = tmp_path / "latents.safetensors"
     save_cache(path, cache, "one")
     assert torch.equal(load_cache(path, "one").mu, cache.mu)
@@ -341,7 +343,9 @@ def test_the_latent_cache_is_kept_for_the_same_data_only(tmp_path):
 def test_templates_are_mean_latents_of_near_slices():
     position = torch.tensor([0.0, 0.02, 0.5, 1.0])
     mu = torch.tensor([1.0, 3.0, 8.0, 20.0]).view(4, 1, 1, 1).expand(4, 1, 2, 2)
-    cache = LatentCache(mu.half(), torch.zeros_like(mu), torch.zeros(4, 1), position)
+    cache = LatentCache(
+        mu.half(), torch.zeros_like(mu), torch.zeros(4, 1), position, torch.zeros(4)
+    )
     table = cache.templates(3)
     assert table.shape == (3, 1, 2, 2)
     weights = torch.exp(-0.5 * ((position[None] - torch.tensor([[0.0], [0.5], [1.0]])) * 2) ** 2)

@@ -106,3 +106,10 @@ def test_linear_head_clamps_fills_background_and_normalises():
     pv = apply_head(raw.T.reshape(1, 3, 3, 1), "linear", background_threshold=0.075)
     expected = torch.tensor([[1.0, 0, 0], [0.2 / 1.2, 1.0 / 1.2, 0], [1.0, 0, 0]])
     torch.testing.assert_close(pv.reshape(3, 3).T, expected)
+
+
+def test_a_low_temperature_sharpens_the_softmax_head():
+    raw = torch.tensor([0.0, 2.0]).view(1, 2, 1, 1)
+    sharp = apply_head(raw, "softmax", temperature=0.5)
+    torch.testing.assert_close(sharp[:, 1], torch.sigmoid(torch.tensor([[[4.0]]])))
+    torch.testing.assert_close(sharp, apply_head(2 * raw, "softmax"))

@@ -4,7 +4,7 @@ from synthgen.core.errors import RecipeError
 from synthgen.recipe import load_recipe
 
 
-@pytest.mark.parametrize("name", ["brainspade2d", "small", "tiny"])
+@pytest.mark.parametrize("name", ["brainspade2d", "small", "starter_labels", "tiny"])
 def test_every_recipe_trains_labels(name):
     assert load_recipe(name).labels is not None
 

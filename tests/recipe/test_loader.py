@@ -117,7 +117,9 @@ def test_explicit_tissues_make_a_schema(write):
     assert recipe.label_schema.lesions == ("v",)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "brainspade2d"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "small", "brainspade2d", "starter_labels", "starter_images"]
+)
 def test_shipped_recipes_load_and_round_trip(name, tmp_path):
     recipe = load_recipe(name)
     assert recipe.name == name
