@@ -23,6 +23,7 @@ _COMMANDS = (
     "labels",
     "images",
     "styles",
+    "export",
     "verify",
     "preview",
     "replay",

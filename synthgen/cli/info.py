@@ -67,6 +67,9 @@ def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
                 {"format": "synthgen-store/1", "is": "training data, one HDF5 file (prepare)"},
                 {"format": "synthgen-dataset/1", "is": "generated dataset: manifest and shards"},
                 {"format": "synthgen-shard/1", "is": "one checksummed HDF5 file of a dataset"},
+                {"format": "nnunet", "is": "export: nnU-Net raw folder, also an imagefolder"},
+                {"format": "nifti", "is": "export: BIDS derivatives with partial volumes"},
+                {"format": "hf", "is": "export: Parquet for datasets.load_dataset"},
                 {"format": "diffusers", "is": "model folder: model_index.json and safetensors"},
             ]
 

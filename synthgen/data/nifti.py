@@ -145,7 +145,9 @@ def _check_header(path: Path, image: Nifti1Image) -> None:
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     finite = bool(np.isfinite(affine).all())
-    if not finite or spacing.min() <= 1e-3 or spacing.max() > MAX_SPACING_MM:
+    # The thickness of a lone slice says little: nnU-Net wants 999 mm there.
+    widest = max((s for s, n in zip(spacing, shape, strict=False) if n > 1), default=0.0)
+    if not finite or spacing.min() <= 1e-3 or widest > MAX_SPACING_MM:
         raise GeometryError(
             f"{path}: its header says a voxel of {[round(float(s), 4) for s in spacing]} mm; "
             f"expected more than 0 and at most {MAX_SPACING_MM:g} mm"

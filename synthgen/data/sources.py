@@ -20,7 +20,7 @@ from synthgen.data import mni152
 from synthgen.data.label_tables import tissue_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 MODALITIES: Mapping[str, str] = {
     "t1w": "t1", "t1": "t1", "t1n": "t1", "t2w": "t2", "t2": "t2", "flair": "flair", "t2f": "flair",
@@ -168,6 +168,17 @@ def slug(text: str) -> str:
         'lesjak-2017-cross-sectional'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def style_modality(style: str, modalities: Collection[str]) -> str:
+    """Return the longest modality that a style's name ends with, or "".
+
+    Examples:
+        >>> style_modality("oasis_t1ce", ["t1", "t1ce"]), style_modality("sharp", ["t1"])
+        ('t1ce', '')
+    """
+    fitting = [m for m in modalities if style == m or style.endswith(f"_{m}")]
+    return max(fitting, key=len, default="")
 
 
 def _stem(path: Path) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError
 from synthgen.core.rng import Stream
+from synthgen.data.sources import style_modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -336,17 +337,6 @@ def joined(first: SliceSet, second: SliceSet) -> SliceSet:
 def style_name(dataset: str, modality: str) -> str:
     """Return `dataset_modality`, or what is known of it."""
     return "_".join(part for part in (dataset, modality) if part != UNKNOWN)
-
-
-def style_modality(style: str, modalities: Sequence[str]) -> str:
-    """Return the longest modality that a style's name ends with, or `UNKNOWN`.
-
-    Examples:
-        >>> style_modality("oasis_t1ce", ["t1", "t1ce"]), style_modality("sharp", ["t1"])
-        ('t1ce', '')
-    """
-    fitting = [m for m in modalities if style == m or style.endswith(f"_{m}")]
-    return max(fitting, key=len, default=UNKNOWN)
 
 
 def _dataset_of(style: str, modality: str) -> str:

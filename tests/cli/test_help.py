@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_help_lists_every_command():
     out = run("--help").stdout
-    commands = "demo doctor info prepare train labels images styles evaluate verify preview"
+    commands = "demo doctor info prepare train labels images styles evaluate export verify preview"
     commands += " replay redraw"
     missing = [c for c in commands.split() if f" {c} " not in out]
     assert not missing

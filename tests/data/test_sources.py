@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from synthgen.core.errors import RequestError, StoreError
-from synthgen.data.sources import discover, entities, slug
+from synthgen.data.sources import discover, entities, slug, style_modality
 
 
 def touch(root, *names):
@@ -159,3 +159,11 @@ def test_builtin_source_needs_no_folder():
 def test_names():
     assert entities(Path("x/sub-1_space-MNI_T1w.nii")) == ({"sub": "1", "space": "MNI"}, "t1w")
     assert slug(" Ä b__C ") == "b-c"
+
+
+@pytest.mark.parametrize(
+    ("style", "modality"),
+    [("oasis_t1ce", "t1ce"), ("oasis_t1", "t1"), ("flair", "flair"), ("sharp1", "")],
+)
+def test_the_modality_of_a_style_is_the_end_of_its_name(style, modality):
+    assert style_modality(style, ["t1", "t1ce", "flair"]) == modality

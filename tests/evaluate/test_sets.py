@@ -10,11 +10,9 @@ from synthgen.core.schema import BRAIN9
 from synthgen.data.shards import Shards
 from synthgen.data.store import StoreWriter, TrainingStore
 from synthgen.evaluate.sets import (
-    UNKNOWN,
     from_arrays,
     from_shards,
     from_store,
-    style_modality,
 )
 from synthgen.generate import GenerationSettings, generate_images, generate_labels
 from synthgen.labels import ConditionRange
@@ -83,14 +81,6 @@ def test_columns_that_do_not_fit_are_refused():
         from_arrays(maps(2)[:, :5], BRAIN9)
     with pytest.raises(RequestError, match="expected 2 subjects"):
         from_arrays(maps(2), BRAIN9, subject=["a/1"])
-
-
-@pytest.mark.parametrize(
-    ("style", "modality"),
-    [("oasis_t1ce", "t1ce"), ("oasis_t1", "t1"), ("flair", "flair"), ("sharp1", UNKNOWN)],
-)
-def test_the_modality_of_a_style_is_the_end_of_its_name(style, modality):
-    assert style_modality(style, ["t1", "t1ce", "flair"]) == modality
 
 
 def test_a_store_gives_the_slices_of_its_splits(tmp_path):
