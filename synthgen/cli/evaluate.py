@@ -1,4 +1,4 @@
-"""`synthgen evaluate quality|privacy SYN`: how good a generated dataset is, and whom it copies.
+"""`synthgen evaluate quality|privacy|overview SYN`: how good a dataset is, and whom it copies.
 
 Exit code 4: `--gate` was given and a gate failed.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from synthgen.cli.generation import DatasetArgument
 from synthgen.core.errors import RequestError
 from synthgen.core.manifest import MANIFEST, write_atomic
 
@@ -169,6 +170,28 @@ def privacy(
         print(f"{len(audit.flagged)} samples quarantined: synthgen redraw {quarantine} --out ...")
     if gate and audit.report.failed:
         raise typer.Exit(GATE_FAILED)
+
+
+@app.command("overview")
+def describe(
+    dataset: DatasetArgument,
+    *,
+    out: OutOption = None,
+    n_max: NMaxOption = 2000,
+    workspace: WorkspaceOption = Path("work"),
+) -> None:
+    """Describe a generated dataset in tables and a contact sheet; no real data are needed.
+
+    Writes report.html and metrics.json to --out, WORKSPACE/reports/NAME/overview by default.
+    """
+    from synthgen.core.workspace import Workspace, safe_name
+    from synthgen.data.shards import Shards
+    from synthgen.evaluate.overview import overview
+    from synthgen.evaluate.report import write_report
+
+    folder = out or Workspace(workspace).reports / safe_name(dataset.resolve().name) / "overview"
+    report = overview(Shards(dataset), n_max)
+    _tell(report, write_report(report, folder), as_json=False)
 
 
 def parse_store(text: str, option: str) -> StoreChoice:

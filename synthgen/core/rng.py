@@ -32,6 +32,7 @@ class Stream(IntEnum):
     INIT = 6
     SPLIT = 7
     EVALUATE = 8
+    TEXTURE = 9
 
 
 @dataclass(frozen=True)

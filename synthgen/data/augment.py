@@ -114,6 +114,22 @@ def augment_pv(pv: Tensor, generators: Sequence[torch.Generator], settings: PvAu
     return _flip(_warp_pv(pv, pose.grid), pose.flip)
 
 
+def warp_raw(raw: Tensor, generators: Sequence[torch.Generator], settings: PvAugment) -> Tensor:
+    """Warp a decoder's output before its head turns it into partial volumes.
+
+    A softmax behind it keeps borders as sharp as they were, where `augment_pv` blurs them.
+
+    Args:
+        raw: float32 `(B, C, X, Y)`, such as logits; what lies at the rim goes on outside.
+        generators: B CPU generators.
+        settings: how far; pasting lesions is not part of it.
+    """
+    pose = _draw_pose(raw, generators, settings)
+    if pose.grid is not None:
+        raw = _sample(raw, pose.grid, "bilinear", "border")
+    return _flip(raw, pose.flip)
+
+
 def augment_pair(
     pv: Tensor, image: Tensor, generators: Sequence[torch.Generator], settings: PvAugment
 ) -> tuple[Tensor, Tensor]:
@@ -260,9 +276,9 @@ def _upsample(control: Tensor, shape: tuple[int, int]) -> Tensor:
     return functional.interpolate(control[None], shape, mode="bicubic", align_corners=True)[0]
 
 
-def _sample(maps: Tensor, grid: Tensor, mode: str) -> Tensor:
+def _sample(maps: Tensor, grid: Tensor, mode: str, padding: str = "zeros") -> Tensor:
     return functional.grid_sample(
-        maps, grid.to(maps.dtype), mode=mode, padding_mode="zeros", align_corners=False
+        maps, grid.to(maps.dtype), mode=mode, padding_mode=padding, align_corners=False
     )
 
 

@@ -52,7 +52,7 @@ def template_file(kind: str) -> Path:
     if spec is None or spec.origin is None:
         raise RequestError(
             "source 'mni152' is read from the nilearn package, which is not installed; "
-            'install it with: pip install "synthgen[demo]"'
+            'install it with: pip install "synthgen[mni152]"'
         )
     path = Path(spec.origin).parent / "datasets" / "data" / _FILE.format(kind=kind)
     if not path.is_file():

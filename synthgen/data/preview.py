@@ -92,6 +92,12 @@ def write_preview(shards: Shards, count: int, path: Path) -> int:
     Raises:
         StoreError: a shard is missing or damaged, or the file cannot be written.
     """
+    write_atomic(path, draw_preview(shards, count))
+    return min(count, len(shards))
+
+
+def draw_preview(shards: Shards, count: int) -> bytes:
+    """Return a contact sheet of `count` samples as PNG; see `write_preview`."""
     count = min(count, len(shards))
     rows = [shards[i * len(shards) // count] for i in range(count)]
     window = _window(rows)
@@ -110,8 +116,7 @@ def write_preview(shards: Shards, count: int, path: Path) -> int:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=110)
-    write_atomic(path, buffer.getvalue())
-    return count
+    return buffer.getvalue()
 
 
 def caption(row: ShardRow) -> str:

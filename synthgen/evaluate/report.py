@@ -66,7 +66,7 @@ class Report:
         gates: conditions and whether they are met.
     """
 
-    kind: Literal["quality", "privacy"]
+    kind: Literal["quality", "privacy", "overview"]
     title: str
     sections: tuple[Section, ...]
     sheets: tuple[Figure, ...] = ()

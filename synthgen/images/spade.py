@@ -7,7 +7,8 @@ real image is needed to render; each sample draws its code from its own key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -18,7 +19,7 @@ from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.model_folder import CARD, read_model_folder, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
-from synthgen.models.spade import SPADEGenerator
+from synthgen.models.spade import SPADEGenerator, draw_noise
 from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
 from synthgen.runtime import tensor_files
@@ -150,7 +151,8 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
     def render(self, pv: Tensor, styles: Sequence[str], keys: Sequence[SampleKey]) -> Tensor:
         """Paint a batch; see `synthgen.images.ImageGenerator.render`.
 
-        A key gives the same deviation from a style's mean whatever other styles are asked for.
+        A key gives the same deviation from a style's mean whatever other styles are asked for; the
+        grain of each style is its own, as in scans of one person.
         """
         self._check_request(pv, styles, keys)
         dtype, device = self.generator.dtype, self.generator.device
@@ -159,7 +161,11 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         painted = []
         for style in styles:
             codes = self.style_bank.draw(style, [key.torch(Stream.STYLE) for key in keys])
-            image = self.generator(labels, codes.to(device=device, dtype=dtype))
+            noise = None
+            if self.generator.grain_bands:
+                draws = [_of_style(key, style).torch(Stream.TEXTURE) for key in keys]
+                noise = draw_noise(draws, self.shape).to(device)
+            image, _ = self.generator(labels, codes.to(device=device, dtype=dtype), noise)
             painted.append(image.float().cpu())
         images = torch.cat(painted, dim=1).add(1).div(2).clamp(0, 1)  # (B, M, X, Y)
         return images.masked_fill(outside.cpu(), 0.0)
@@ -230,3 +236,8 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
             card=record.card,
             record={"subjects": list(record.subjects), "training": dict(record.training)},
         )
+
+
+def _of_style(key: SampleKey, style: str) -> SampleKey:
+    """Return the key of one style of a sample."""
+    return replace(key, attempt=zlib.crc32(f"{key.attempt}/{style}".encode()))

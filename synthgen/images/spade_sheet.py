@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from synthgen.core.rng import SampleKey, Stream
+from synthgen.models.spade import draw_noise
 from synthgen.training.log import colour_argmax
 
 if TYPE_CHECKING:
@@ -67,10 +69,15 @@ class SheetPlan:
 
 
 def paint_in_batches(generator: SPADEGenerator, pv: Tensor, codes: Tensor) -> Tensor:
-    """Paint many maps without holding all their activations."""
-    starts = range(0, len(pv), _PAINT_BATCH)
-    parts = [(pv[i : i + _PAINT_BATCH], codes[i : i + _PAINT_BATCH]) for i in starts]
-    return torch.cat([generator(p, c).float() for p, c in parts])
+    """Paint many maps without holding all their activations; map i always has the same grain."""
+    draws = [SampleKey(0, i).torch(Stream.TEXTURE) for i in range(len(pv))]
+    size = (pv.shape[-2], pv.shape[-1])
+    painted = []
+    for start in range(0, len(pv), _PAINT_BATCH):
+        part = slice(start, start + _PAINT_BATCH)
+        noise = draw_noise(draws[part], size).to(pv.device) if generator.grain_bands else None
+        painted.append(generator(pv[part], codes[part], noise)[0].float())
+    return torch.cat(painted)
 
 
 def _full_slice(batches: ImageBatches, style: tuple[str, str], rank: float) -> int:

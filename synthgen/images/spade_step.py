@@ -3,10 +3,11 @@
 Losses as in the journal version (Fernandez et al. 2024, doi:10.1016/j.media.2024.103278).
 Deliberate deviations: contrastive terms act on mu, not on a sampled code, with one transform per
 sample; outside the brain output and target are both exactly background; the discriminators see
-every real and fake image once per iteration, before either optimiser steps; an optional L1
-between the output and the image that matches the label (`paired_l1`), which small data sets need;
-an optional linear classifier on mu (`code_class`), without which codes of modalities of the same
-mean brightness (T1 and FLAIR) separate late.
+every real and fake image once per iteration, before either optimiser steps. Optional: an L1
+between the output and the image that matches the label (`paired_l1`), which small data sets need,
+and which like the perceptual loss sees the output without its grain; grain as strong as what that
+output misses, tissue by tissue (`texture`); a linear classifier on mu (`code_class`), without which
+codes of modalities of the same mean brightness (T1 and FLAIR) separate late.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from synthgen.losses.style import (
     random_affine,
     style_contrastive,
 )
+from synthgen.losses.texture import band_energy
+from synthgen.models.spade import draw_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
     from synthgen.recipe.images import ImageRecipe, LossWeights
 
 # Attempts of a micro-batch's keys, away from those of the loader and the loop.
-_CODE, _SECOND_CODE, _AFFINE = 16, 17, 18
+_CODE, _SECOND_CODE, _AFFINE, _GRAIN = 16, 17, 18, 19
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class SpadeNetworks:
     discriminator: PyramidPatchDiscriminator | None = None
     classifier: ModalityDatasetClassifier | None = None
     code_head: nn.Linear | None = None
+
+
+@dataclass(frozen=True)
+class _Fake:
+    """Painted images `(B, 1, X, Y)` in float32, with and without grain, background -1."""
+
+    image: Tensor
+    plain: Tensor
 
 
 @dataclass
@@ -200,7 +211,7 @@ class SpadeStep:
         with accelerator.autocast():
             code, fake = self._paint(batch, keys, losses, step)
             self._style_losses(batch, keys, code, losses)
-            loss_d = self._adversarial_losses(batch, fake, losses)
+            loss_d = self._adversarial_losses(batch, fake.image, losses)
             self._image_losses(batch, fake, losses)
         if loss_d is not None:
             accelerator.backward(loss_d)
@@ -216,7 +227,7 @@ class SpadeStep:
 
     def _paint(
         self, batch: ImageBatch, keys: list[SampleKey], losses: _Losses, step: int
-    ) -> tuple[StyleCode, Tensor]:
+    ) -> tuple[StyleCode, _Fake]:
         """Encode the style image, paint the label; KL and slice consistency."""
         weights = self._weights
         code: StyleCode = self.models["style_encoder"](batch.style_image)
@@ -225,16 +236,20 @@ class SpadeStep:
             losses.add("kl", weights.kl, kl_gaussian(code.mu, code.logvar))
         if weights.slice_consistency and step >= self._consistency_from:
             again = self._generate(batch, code, keys, _SECOND_CODE)
-            value = slice_consistency(fake, again)
+            value = slice_consistency(fake.image, again.image)
             losses.add("slice_consistency", weights.slice_consistency, value)
         return code, fake
 
     def _generate(
         self, batch: ImageBatch, code: StyleCode, keys: list[SampleKey], attempt: int
-    ) -> Tensor:
-        z = code.sample(_generators(keys, attempt))
-        image: Tensor = self.models["generator"](batch.pv, z)
-        return image.float().masked_fill(batch.pv[:, :1] > 0.5, -1.0)
+    ) -> _Fake:
+        z, noise = code.sample(_generators(keys, attempt)), None
+        if self._recipe.generator.grain_bands:
+            size = (batch.pv.shape[-2], batch.pv.shape[-1])
+            noise = draw_noise(_generators(keys, _GRAIN), size).to(batch.pv.device)
+        outside = batch.pv[:, :1] > 0.5
+        images = self.models["generator"](batch.pv, z, noise)
+        return _Fake(*(image.float().masked_fill(outside, -1.0) for image in images))
 
     def _style_losses(
         self, batch: ImageBatch, keys: list[SampleKey], code: StyleCode, losses: _Losses
@@ -293,23 +308,28 @@ class SpadeStep:
             planes.append(modality[:, :, None, None].expand(-1, -1, *batch.pv.shape[2:]))
         return torch.cat(planes, dim=1)
 
-    def _image_losses(self, batch: ImageBatch, fake: Tensor, losses: _Losses) -> None:
+    def _image_losses(self, batch: ImageBatch, fake: _Fake, losses: _Losses) -> None:
         """Add the losses that compare the output with the image that matches the label."""
         weights = self._weights
         if weights.paired_l1:
             inside = (batch.pv[:, :1] <= 0.5).float()
-            value = ((fake - batch.image).abs() * inside).sum() / inside.sum().clamp_min(1)
+            error = (fake.plain - batch.image).abs() * inside
+            value = error.sum() / inside.sum().clamp_min(1)
             losses.add("paired_l1", weights.paired_l1, value)
+        if weights.texture:
+            missed = batch.image - fake.plain.detach()
+            value = band_energy(fake.image - fake.plain, missed, batch.pv)
+            losses.add("texture", weights.texture, value)
         classifier = self._classifier
         if classifier is None:
             return
         if weights.perceptual:
             with torch.no_grad():
                 real = classifier.features(batch.image)
-            value = perceptual(classifier.features(fake), real, perceptual_weights(len(real)))
+            value = perceptual(classifier.features(fake.plain), real, perceptual_weights(len(real)))
             losses.add("perceptual", weights.perceptual, value)
         if weights.modality or weights.dataset:
-            logits = classifier(fake)
+            logits = classifier(fake.image)
             for name, alphas in (("modality", (1.0, 0.0)), ("dataset", (0.0, 1.0))):
                 weight = getattr(weights, name)
                 if weight:

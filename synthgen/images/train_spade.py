@@ -254,6 +254,7 @@ def build_networks(
             style_in_norm=g.style_in_norm,
             pv_resize=g.pv_resize,
             upsample=g.upsample,
+            grain_bands=g.grain_bands,
         )
     with seeded_init(seed, 2):
         encoder = StyleEncoder(

@@ -2,7 +2,8 @@
 
 Latent diffusion as in Fernandez et al. 2022 (arXiv:2209.08256, section 2.1). Deviations, each
 chosen in the recipe: a softmax head, lesion shares and slice position instead of 0/1 flags,
-classifier-free guidance, a measured latent scale, deterministic samplers.
+classifier-free guidance, a measured latent scale, deterministic samplers, a random warp of the
+decoded map.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 
+from synthgen.data.augment import PvAugment, warp_raw
 from synthgen.diffusion.sampling import guided, sample, seeded_noise
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.models.autoencoder import Head, apply_head
@@ -22,7 +24,7 @@ from synthgen.models.autoencoder import Head, apply_head
 from synthgen.models.condition import ConditionEmbedding  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass
@@ -48,6 +50,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         head: what turns decoder output into PV maps.
         background_threshold: of the linear head.
         temperature: of the softmax head.
+        warp: settings of `PvAugment` by which every decoded map is warped; None for no warp.
         sampler: default sampler.
         num_inference_steps: default steps.
         guidance: default guidance.
@@ -64,6 +67,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         head: Head = "softmax",
         background_threshold: float = 0.0,
         temperature: float = 1.0,
+        warp: Mapping[str, float] | None = None,
         sampler: Sampler = "dpm",
         num_inference_steps: int = 20,
         guidance: float = 1.0,
@@ -78,6 +82,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             head=head,
             background_threshold=background_threshold,
             temperature=temperature,
+            warp=None if warp is None else dict(warp),
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             guidance=guidance,
@@ -131,7 +136,10 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         z = (latents / self.vae.config.scaling_factor).to(
             self.vae.dtype, memory_format=torch.channels_last
         )
-        raw = self.vae.decode(z).sample
+        raw = self.vae.decode(z).sample.float()
+        if config.warp is not None:
+            # The samplers are done with the generators: the warp is the last draw of each.
+            raw = warp_raw(raw, generators, PvAugment(**config.warp))
         pv = apply_head(
             raw,
             config.head,

@@ -217,6 +217,7 @@ def build_pipeline(
         head=recipe.autoencoder.head,
         background_threshold=recipe.sampling.background_threshold,
         temperature=recipe.sampling.temperature,
+        warp=None if recipe.sampling.warp is None else recipe.sampling.warp.model_dump(),
         sampler=recipe.sampling.sampler,
         num_inference_steps=recipe.sampling.steps,
         guidance=recipe.sampling.guidance,

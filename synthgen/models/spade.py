@@ -5,15 +5,19 @@ Fernandez et al. 2022, arXiv:2209.08256 (brain images from partial-volume maps a
 code). Written from the published formulas.
 
 Deviations, each a setting: partial-volume maps shrink by area averaging (`pv_resize="area"`; the
-papers take the nearest pixel, which drops small lesions and breaks partial volumes), and the
-style may also enter every SPADE norm (`style_in_norm=True`): instance norm erases the channel
-statistics that a style sets at the 6 x 8 start, so a style that enters only there is weak.
+papers take the nearest pixel, which drops small lesions and breaks partial volumes), the style
+may also enter every SPADE norm (`style_in_norm=True`): instance norm erases the channel
+statistics that a style sets at the 6 x 8 start, so a style that enters only there is weak; and
+noise may be added to the image (`grain_bands`), of a strength that the generator sets pixel by
+pixel: without it a label and a style have one image, and all that the label does not tell is
+averaged away.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,6 +29,9 @@ from synthgen.core.errors import GeometryError, RequestError
 from synthgen.models.instance_norm import instance_norm
 from synthgen.models.spectral import spectral_conv
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 Norm = Literal["instance", "group", "batch"]
 Resize = Literal["nearest", "area"]
 Upsample = Literal["nearest", "bilinear"]
@@ -34,6 +41,7 @@ SLOPE = 0.2
 """Negative slope of every leaky ReLU (Park et al. 2019)."""
 
 _HALVINGS = 5
+_FAINT = -4.0
 _MAX_GROUPS = 32
 
 
@@ -190,6 +198,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         spectral_norm: spectral normalisation on the convolutions of the residual blocks.
         upsample: `nearest` as in the papers, or `bilinear`: the pixels of the start map leave no
             seams in flat regions.
+        grain_bands: bands of noise added to the image; see `_grain`. 0 for none.
 
     Examples:
         >>> generator = SPADEGenerator(2, (32, 64), base_channels=1, latent_dim=3, hidden=4)
@@ -212,6 +221,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         pv_resize: Resize = "area",
         spectral_norm: bool = True,
         upsample: Upsample = "nearest",
+        grain_bands: int = 0,
     ) -> None:
         super().__init__()
         if any(size % 2**_HALVINGS for size in shape):
@@ -223,6 +233,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self.output_activation: Output = output
         self.pv_resize: Resize = pv_resize
         self.upsample: Upsample = upsample
+        self.grain_bands, self.out_channels = grain_bands, out_channels
         n = base_channels
         widths = (16 * n, 16 * n, 16 * n, 16 * n, 8 * n, 4 * n, 2 * n, n)
         self.start_channels = widths[0]
@@ -241,18 +252,20 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             )
             for wide, narrow in pairwise(widths)
         )
-        self.out = nn.Conv2d(n, out_channels, 3, padding=1)
+        self.out = nn.Conv2d(n, out_channels * (1 + grain_bands), 3, padding=1)
 
-    def forward(self, pv: Tensor, z: Tensor) -> Tensor:
-        """Return images `(B, out_channels, X, Y)` in float32.
+    def forward(self, pv: Tensor, z: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return images and images without grain, each `(B, out_channels, X, Y)` in float32.
 
         Args:
             pv: `(B, label_channels, X, Y)` in [0, 1], sum 1. A batch of 1 is painted in all B
                 styles, computing the label convolutions once where the style does not enter them.
             z: style codes `(B, latent_dim)`.
+            noise: `(B, 1, X, Y)`, standard normal, for a generator with grain.
 
         Raises:
             GeometryError: pv has another size than the model.
+            RequestError: a generator with grain got no noise.
         """
         if tuple(pv.shape[-2:]) != self.shape:
             raise GeometryError(
@@ -265,20 +278,39 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
                 x = functional.interpolate(x, scale_factor=2, mode=self.upsample)
             small = resize_pv(pv, (x.shape[-2], x.shape[-1]), self.pv_resize)
             x = block(x, small, z)
-        return self._paint(functional.leaky_relu(x, SLOPE))
+        mean, strength = self._paint(functional.leaky_relu(x, SLOPE))
+        if not self.grain_bands:
+            return mean, mean
+        if noise is None:
+            raise RequestError("this SPADE generator paints grain; pass the noise")
+        return mean + self._grain(strength, noise.float()), mean
 
-    def _paint(self, x: Tensor) -> Tensor:
+    def _paint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Last convolution in float32: bfloat16 steps would show as bands in the image."""
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.out.bias is None else self.out.bias.float()
             x = functional.conv2d(x.float(), self.out.weight.float(), bias, padding=1)
+            image, strength = x[:, : self.out_channels], x[:, self.out_channels :]
             match self.output_activation:
                 case "tanh":
-                    return torch.tanh(x)
+                    return torch.tanh(image), strength
                 case "leaky_relu":
-                    return functional.leaky_relu(x, SLOPE)
+                    return functional.leaky_relu(image, SLOPE), strength
                 case _:
                     assert_never(self.output_activation)
+
+    def _grain(self, strength: Tensor, noise: Tensor) -> Tensor:
+        """Return sum_b softplus(s_b + s_0) n_b: band b is noise of 2**b pixels, unit variance.
+
+        s_0 makes the grain of an untrained generator faint.
+        """
+        sigma = functional.softplus(strength + _FAINT).chunk(self.grain_bands, dim=1)
+        total = torch.zeros_like(sigma[0])
+        for band, scale in enumerate(sigma):
+            size = (noise.shape[-2] >> band, noise.shape[-1] >> band)
+            coarse = shrink_noise(noise, size)
+            total = total + scale * functional.interpolate(coarse, size=self.shape, mode="bilinear")
+        return total
 
 
 def resize_pv(pv: Tensor, size: tuple[int, int], mode: Resize) -> Tensor:
@@ -286,6 +318,19 @@ def resize_pv(pv: Tensor, size: tuple[int, int], mode: Resize) -> Tensor:
     if tuple(pv.shape[-2:]) == tuple(size):
         return pv
     return functional.interpolate(pv, size=size, mode=mode)
+
+
+def draw_noise(generators: Sequence[torch.Generator], size: tuple[int, int]) -> Tensor:
+    """Return white noise `(B, 1, *size)`, one generator a sample, on the CPU."""
+    return torch.stack([torch.randn(1, *size, generator=g) for g in generators])
+
+
+def shrink_noise(noise: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize white noise by area averaging; it stays standard normal."""
+    if tuple(noise.shape[-2:]) == size:
+        return noise
+    factor = math.sqrt(noise.shape[-2] * noise.shape[-1] / (size[0] * size[1]))
+    return functional.interpolate(noise, size=size, mode="area") * factor
 
 
 class _GroupNorm(nn.Module):

@@ -18,7 +18,8 @@ class GeneratorRecipe(Strict):
     """The SPADE generator: width n, latent size Z, hidden width of its norms.
 
     `style_in_norm` lets the style enter every SPADE norm, `pv_resize` is how labels shrink,
-    `upsample` how features grow.
+    `upsample` how features grow, `grain_bands` how many bands of noise it adds to the
+    image.
     """
 
     base_channels: Count
@@ -28,6 +29,7 @@ class GeneratorRecipe(Strict):
     style_in_norm: bool
     pv_resize: Literal["area", "nearest"]
     upsample: Literal["nearest", "bilinear"]
+    grain_bands: Annotated[int, Field(ge=0, le=3)]
 
 
 class StyleEncoderRecipe(Strict):
@@ -72,6 +74,7 @@ class LossWeights(Strict):
     slice_consistency: Weight
     slice_consistency_from: Steps
     paired_l1: Weight
+    texture: Weight
 
     @property
     def need_discriminator(self) -> bool:

@@ -151,8 +151,8 @@ class DiffusionRecipe(Strict):
         return self
 
 
-class LabelAugmentRecipe(Strict):
-    """PV-safe augmentation of label maps."""
+class WarpRecipe(Strict):
+    """Affine and elastic warps of label maps."""
 
     rotate_deg: Weight
     scale: Annotated[float, Field(ge=0, lt=1)]
@@ -161,6 +161,11 @@ class LabelAugmentRecipe(Strict):
     elastic_px: Weight
     elastic_grid: Annotated[int, Field(ge=2)]
     flip_probability: Probability
+
+
+class LabelAugmentRecipe(WarpRecipe):
+    """PV-safe augmentation of label maps."""
+
     lesion_paste_probability: Probability
 
 
@@ -168,7 +173,8 @@ class SamplingRecipe(Strict):
     """How the trained model samples unless the caller says otherwise.
 
     `temperature` divides the logits of the softmax head: the decoder's doubt blurs borders, and
-    below 1 they are as sharp as those of the training maps.
+    below 1 they are as sharp as those of the training maps. `warp` warps every map that is drawn,
+    so that the people of a small training set become a population; null for none.
     """
 
     sampler: Literal["dpm", "ddim", "unipc", "ddpm", "euler"]
@@ -177,6 +183,7 @@ class SamplingRecipe(Strict):
     guidance: Positive
     background_threshold: Probability
     temperature: Positive
+    warp: WarpRecipe | None
 
 
 class LabelRecipe(Strict):

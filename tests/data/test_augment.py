@@ -15,6 +15,7 @@ from synthgen.data.augment import (
     augment_pair,
     augment_pv,
     paste_lesions,
+    warp_raw,
 )
 
 STRONG = PvAugment(
@@ -244,3 +245,18 @@ def test_unusable_label_settings_are_refused(settings, name):
 def test_unusable_image_settings_are_refused():
     with pytest.raises(RequestError, match="gamma_low"):
         ImageAugment(gamma_low=1.2, gamma_high=0.8)
+
+
+def test_warped_logits_keep_borders_sharp_and_the_rim_goes_on():
+    """As far as the map is concerned, the same warp as that of the partial volumes."""
+    pv = disk()
+    settings = PvAugment(rotate_deg=20, scale=0.1, elastic_px=2, elastic_grid=4, shift_px=6)
+    soft = augment_pv(pv, generators(1), settings)
+    logits = warp_raw(20 * pv, generators(1), settings)
+    sharp = logits.softmax(dim=1)
+    assert torch.equal(sharp.argmax(1), soft.argmax(1))
+    assert sharp.amax(1).mean() > soft.amax(1).mean()
+    moved = warp_raw(20 * torch.ones(1, 1, *SHAPE), generators(1), PvAugment(shift_px=12))
+    assert torch.equal(moved, torch.full((1, 1, *SHAPE), 20.0))
+    flipped = warp_raw(random_pv(), generators(3), PvAugment(flip_probability=1))
+    assert torch.equal(flipped, random_pv().flip(2))

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.rng import SampleKey
+from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import BRAIN9
 from synthgen.images import Style, load_image_generator
-from synthgen.images.spade import SpadePipeline, SpadeRecord
+from synthgen.images.spade import SpadePipeline, SpadeRecord, _of_style
 from synthgen.models.spade import SPADEGenerator
 from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
@@ -36,6 +36,15 @@ def pipeline():
     }
     encoder = StyleEncoder(base_channels=2, latent_dim=3)
     return SpadePipeline(generator.eval(), encoder.eval(), StyleBank.from_codes(STYLES, codes))
+
+
+@pytest.fixture
+def grainy(pipeline):
+    """The same, painting grain."""
+    generator = SPADEGenerator(
+        9, (32, 64), base_channels=2, latent_dim=3, hidden=4, grain_bands=2, spectral_norm=False
+    )
+    return SpadePipeline(generator.eval(), pipeline.style_encoder, pipeline.style_bank)
 
 
 @pytest.fixture
@@ -215,3 +224,15 @@ def test_foreign_and_broken_folders_are_refused(folder, tmp_path):
     (folder / "synthgen.json").write_text("{")
     with pytest.raises(StoreError, match="JSON"):
         SpadePipeline.load(folder)
+
+
+def test_grain_belongs_to_key_and_style_whatever_else_is_asked_for(grainy, pv, tmp_path):
+    grainy.save(tmp_path / "grainy", SpadeRecord(BRAIN9))
+    loaded = SpadePipeline.load(tmp_path / "grainy")
+    both = loaded.render(pv, ["a_t1", "a_t2"], KEYS)
+    torch.testing.assert_close(loaded.render(pv[1:2], ["a_t2"], KEYS[1:2]), both[1:2, 1:2])
+    assert torch.equal(both, loaded.render(pv, ["a_t1", "a_t2"], KEYS))
+    noise = [_of_style(KEYS[0], style).torch(Stream.TEXTURE) for style in ("a_t1", "a_t2")]
+    assert not torch.equal(*(torch.randn(9, generator=draw) for draw in noise))
+    others = [SampleKey(7, 9), *KEYS[1:]]
+    assert not torch.equal(loaded.render(pv, ["a_t1"], others)[0], both[0, :1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from synthgen.core.errors import RequestError, SchemaError
-from synthgen.core.rng import SampleKey
+from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import LabelSchema, Tissue
 from synthgen.data.image_loader import ImageBatches
 from synthgen.data.store import TrainingStore
@@ -24,7 +24,9 @@ from synthgen.images.train_spade import (
     default_run_dir,
     train_images,
 )
+from synthgen.losses.texture import band_energy
 from synthgen.models.classifier import ModalityDatasetClassifier
+from synthgen.models.spade import draw_noise
 from synthgen.runtime import build_accelerator, seeded_init
 from tests.images.conftest import write_store
 
@@ -77,6 +79,35 @@ def test_a_tiny_model_learns_in_thirty_steps(store, tiny_recipe):
     step, accelerator = make_step(recipe, store)
     l1 = [float(step.step(accelerator, i)["paired_l1"]) for i in range(30)]
     assert np.mean(l1[-4:]) < 0.6 * np.mean(l1[:4])
+
+
+def test_grain_becomes_as_strong_as_what_the_plain_image_misses(store, tiny_recipe):
+    recipe = tiny_recipe(
+        generator__base_channels=4,
+        generator__grain_bands=2,
+        losses__texture=5.0,
+        train__batch_size=4,
+        train__lr_generator=0.005,
+        train__constant=100,
+    )
+    step, accelerator = make_step(recipe, store)
+    batch = step._batches.fixed(step._batches.rows[:8].tolist())
+
+    def distance():
+        """Log ratio of grain and of what is missed, of either sign, inside the tissues."""
+        draws = [SampleKey(0, i).torch(Stream.TEXTURE) for i in range(8)]
+        with torch.no_grad():
+            z = step.models["style_encoder"](batch.style_image).mu
+            image, plain = step.models["generator"](batch.pv, z, draw_noise(draws, (64, 64)))
+        return float(band_energy(image - plain, batch.image - plain, batch.pv))
+
+    for number in range(5):
+        step.step(accelerator, number)
+    before = distance()
+    for number in range(5, 60):
+        step.step(accelerator, number)
+    assert distance() < 0.5 * before
+    assert distance() < 0.4
 
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(store, tiny_recipe):

@@ -52,6 +52,10 @@ def written(label_recipe, tmp_path_factory):
     return write
 
 
+WARP = (
+    "{rotate_deg: 5, scale: 0.1, shear: 0.03, shift_px: 4, elastic_px: 2, elastic_grid: 4, "
+    "flip_probability: 0.5}"
+)
 BUILDS = {
     "no planes": {"diffusion__condition__coordinates": 0, "diffusion__condition__templates": 0},
     "coordinates": {"diffusion__condition__coordinates": 1, "diffusion__condition__templates": 0},
@@ -68,6 +72,7 @@ BUILDS = {
         "autoencoder__head": "linear",
         "sampling__background_threshold": 0.075,
     },
+    "warp": {"sampling__warp": WARP},
     "diffusers": {"autoencoder__kind": "diffusers", "autoencoder__patch_size": 1},
     "brainspade": {"autoencoder__kind": "brainspade", "autoencoder__patch_size": 1},
     "resnet": {"diffusion__resample": "resnet"},
@@ -205,3 +210,23 @@ def test_weights_that_cannot_be_written_leave_the_older_model(written, label_rec
         write_model(pipeline, folder, details, training={})
     assert (folder / "synthgen.json").read_bytes() == before
     assert [p.name for p in folder.parent.iterdir()] == ["labels"]
+
+
+def test_the_warp_belongs_to_the_key_and_leaves_the_rest_of_the_sample(written):
+    plain, warped = written(), written(sampling__warp=WARP)
+    maps, moved, again, alone = (
+        load_label_generator(folder).sample(keys, conditions)
+        for folder, keys, conditions in (
+            (plain, KEYS, CONDITIONS),
+            (warped, KEYS, CONDITIONS),
+            (warped, KEYS, CONDITIONS),
+            (warped, KEYS[1:2], CONDITIONS[1:2]),
+        )
+    )
+    assert torch.equal(moved, again)
+    torch.testing.assert_close(moved[1:2], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(maps, moved)
+    still = written(sampling__warp=WARP.replace("5,", "0,").replace("0.1", "0").replace("0.03", "0")
+                    .replace("shift_px: 4", "shift_px: 0").replace("elastic_px: 2", "elastic_px: 0")
+                    .replace("0.5}", "0}"))  # fmt: skip
+    assert torch.equal(load_label_generator(still).sample(KEYS, CONDITIONS), maps)

@@ -3,7 +3,14 @@ import torch
 from torch.nn import functional
 
 from synthgen.core.errors import GeometryError, RequestError
-from synthgen.models.spade import SPADEGenerator, SPADENorm, SPADEResBlock, resize_pv
+from synthgen.models.spade import (
+    SPADEGenerator,
+    SPADENorm,
+    SPADEResBlock,
+    draw_noise,
+    resize_pv,
+    shrink_noise,
+)
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
 
 LABELS, LATENT = 3, 4
@@ -133,7 +140,7 @@ def test_block_has_a_shortcut_only_where_widths_differ():
 def test_style_changes_the_image(settings):
     model = generator(**settings).eval()
     pv = random_pv(2, 32, 64)
-    first, second = (model(pv, random_codes(2, seed)) for seed in (1, 2))
+    first, second = (model(pv, random_codes(2, seed))[0] for seed in (1, 2))
     assert first.shape == (2, 1, 32, 64)
     assert not torch.allclose(first, second)
 
@@ -144,7 +151,7 @@ def test_one_label_map_is_painted_in_many_styles(style_in_norm):
     pv, z = random_pv(1, 32, 64), random_codes(3)
     # Kernels differ with the batch size in the last bits.
     torch.testing.assert_close(
-        model(pv, z), model(pv.expand(3, -1, -1, -1), z), rtol=1e-4, atol=1e-5
+        model(pv, z)[0], model(pv.expand(3, -1, -1, -1), z)[0], rtol=1e-4, atol=1e-5
     )
 
 
@@ -152,7 +159,7 @@ def test_one_label_map_is_painted_in_many_styles(style_in_norm):
 @pytest.mark.parametrize("style_in_norm", [False, True])
 def test_gradients_reach_every_parameter(norm, style_in_norm):
     model = generator(norm=norm, style_in_norm=style_in_norm)
-    model(random_pv(2, 32, 64), random_codes(2)).square().sum().backward()
+    model(random_pv(2, 32, 64), random_codes(2))[0].square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.abs().sum() > 0), name
@@ -165,7 +172,7 @@ def test_generator_learns():
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
-        loss = (model(pv, z) - target).abs().mean()
+        loss = (model(pv, z)[0] - target).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -176,9 +183,9 @@ def test_generator_learns():
 def test_bf16_autocast_stays_close_and_returns_float32():
     model = generator(style_in_norm=True).eval()
     pv, z = random_pv(2, 32, 64), random_codes(2)
-    exact = model(pv, z)
+    exact = model(pv, z)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        image = model(pv, z)
+        image = model(pv, z)[0]
     assert image.dtype == torch.float32
     # performance.md: 3.3 % relative L2 on the full-size network.
     assert (image - exact).norm() < 0.1 * exact.norm()
@@ -187,7 +194,7 @@ def test_bf16_autocast_stays_close_and_returns_float32():
 def test_bf16_training_step_gives_finite_gradients():
     model = generator()
     with torch.autocast("cpu", torch.bfloat16):
-        image = model(random_pv(2, 32, 64), random_codes(2))
+        image = model(random_pv(2, 32, 64), random_codes(2))[0]
     image.square().mean().backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
@@ -204,7 +211,7 @@ def test_save_and_load_give_the_same_generator(tmp_path, spectral_norm):
     model = generator(style_in_norm=True, spectral_norm=spectral_norm)
     pv, z = random_pv(2, 32, 64), random_codes(2)
     for _ in range(2):
-        model(pv, z)  # moves the power iteration
+        model(pv, z)[0]  # moves the power iteration
     model.eval().save_pretrained(tmp_path)
     loaded = SPADEGenerator.from_pretrained(tmp_path)
     state = loaded.state_dict()
@@ -212,24 +219,24 @@ def test_save_and_load_give_the_same_generator(tmp_path, spectral_norm):
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
     # Loaded tensors may be aligned differently in memory: other kernels, other last bits.
-    torch.testing.assert_close(loaded(pv, z), model(pv, z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(pv, z)[0], model(pv, z)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_folded_spectral_norm_gives_the_same_images(tmp_path):
     model = generator(style_in_norm=True).train()
     pv, z = random_pv(2, 32, 64), random_codes(2)
-    model(pv, z)
+    model(pv, z)[0]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold_spectral_norm(model)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not folded.config["spectral_norm"]
     assert not any("parametrizations" in key for key in folded.state_dict())
-    expected = model.eval()(pv, z)
-    torch.testing.assert_close(folded(pv, z), expected, rtol=1e-5, atol=1e-6)
+    expected = model.eval()(pv, z)[0]
+    torch.testing.assert_close(folded(pv, z)[0], expected, rtol=1e-5, atol=1e-6)
     folded.save_pretrained(tmp_path)
     loaded = SPADEGenerator.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(pv, z), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loaded(pv, z)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_folding_copies_the_weights():
@@ -285,3 +292,44 @@ def test_features_grow_as_asked(upsample):
     share = 0.25 if upsample == "bilinear" else 0.0
     expected = [left, left + share * (right - left), right - share * (right - left), right]
     torch.testing.assert_close(large[..., 0, :], torch.stack(expected, dim=-1))
+
+
+def test_grain_is_noise_on_the_image_and_must_be_given():
+    model = generator(grain_bands=2).eval()
+    pv, codes = random_pv(2, 32, 64), random_codes(2)
+    draws = [draw_noise([torch.Generator().manual_seed(s)] * 2, (32, 64)) for s in (0, 0, 1)]
+    with torch.no_grad():
+        (first, plain), (again, _), (other, same) = (model(pv, codes, n) for n in draws)
+        (nothing, flat) = model(pv, codes, 0 * draws[0])
+    assert torch.equal(first, again)
+    assert torch.equal(plain, same)
+    assert torch.equal(nothing, flat)
+    assert torch.equal(plain, flat)
+    assert not torch.allclose(first, other)
+    # softplus(-4) = 0.018 a band: faint, as long as nothing was learnt.
+    assert 0.01 < float((first - plain).std()) < 0.05
+    with pytest.raises(RequestError, match="paints grain; pass the noise"):
+        model(pv, codes)
+
+
+def test_without_grain_both_images_are_one():
+    image, plain = generator()(random_pv(1, 32, 64), random_codes(1))
+    assert image is plain
+
+
+def test_one_map_with_grain_is_painted_in_many_styles():
+    model, pv = generator(grain_bands=2, style_in_norm=True).eval(), random_pv(1, 32, 64)
+    noise = draw_noise([torch.Generator().manual_seed(s) for s in range(3)], (32, 64))
+    with torch.no_grad():
+        together, _ = model(pv, random_codes(3), noise)
+        alone, _ = model(pv, random_codes(3)[1:2], noise[1:2])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(192, 256), (96, 128), (24, 32), (6, 8)])
+def test_shrunk_noise_stays_standard_normal(size):
+    draws = [torch.Generator().manual_seed(s) for s in range(16)]
+    noise = shrink_noise(draw_noise(draws, (192, 256)), size)
+    assert noise.shape == (16, 1, *size)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.12)
+    assert float(noise.std()) == pytest.approx(1, abs=0.1)
