@@ -28,8 +28,9 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     write_label_model(root / "labels")
     write_image_model(root / "images")
+    (root / "about.md").write_text("## Licences\nCC BY.\n")
     for kind in ("labels", "images"):
-        pack_model(root / kind, root / "packed" / kind)
+        pack_model(root / kind, root / "packed" / kind, root / "about.md")
     return root
 
 
@@ -60,7 +61,7 @@ def test_packing_keeps_all_but_the_precision_of_the_weights(models, kind):
     same = ("subjects", "training", "kind", "format")
     assert {k: after.record[k] for k in same} == {k: before.record[k] for k in same}
     cards = [(root / kind / "card.md").read_text() for root in (models, models / "packed")]
-    assert cards[0] == cards[1]
+    assert cards[1] == cards[0].rstrip() + "\n\n## Licences\nCC BY.\n"
     for name in changed:
         old = load_file(models / kind / name)
         for key, tensor in load_file(models / "packed" / kind / name).items():
@@ -102,7 +103,7 @@ def test_packed_models_load_in_float32_and_work(models):
 
 
 def test_packing_twice_gives_the_same_files(models, tmp_path):
-    pack_model(models / "images", tmp_path / "again")
+    pack_model(models / "images", tmp_path / "again", models / "about.md")
     files = [read_model_folder(f).files for f in (tmp_path / "again", models / "packed/images")]
     assert files[0] == files[1]
 
@@ -110,7 +111,7 @@ def test_packing_twice_gives_the_same_files(models, tmp_path):
 def test_a_file_that_is_too_large_is_named_and_nothing_is_written(models, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "MAX_BYTES", 2**14)
     with pytest.raises(RequestError, match=r"unet/.* MiB in bfloat16, at most 0\.015625 MiB can"):
-        pack_model(models / "labels", tmp_path / "out")
+        pack_model(models / "labels", tmp_path / "out", models / "about.md")
     assert not list(tmp_path.iterdir())
 
 
@@ -118,17 +119,20 @@ def test_a_damaged_model_is_not_packed(models, tmp_path):
     shutil.copytree(models / "images", tmp_path / "images")
     (tmp_path / "images" / "generator" / WEIGHTS).write_bytes(b"")
     with pytest.raises(StoreError, match=r"generator.*damaged"):
-        pack_model(tmp_path / "images", tmp_path / "out")
+        pack_model(tmp_path / "images", tmp_path / "out", models / "about.md")
+    with pytest.raises(StoreError, match=r"nothing.md: cannot be read \(No such file"):
+        pack_model(models / "images", tmp_path / "out", tmp_path / "nothing.md")
 
 
 def test_the_one_liner(models, tmp_path):
-    main([str(models / "images"), str(tmp_path / "out")])
+    about = str(models / "about.md")
+    main([str(models / "images"), str(tmp_path / "out"), about])
     record = json.loads((tmp_path / "out" / "synthgen.json").read_text())
     assert record["kind"] == "images"
     with pytest.raises(SystemExit, match="usage: python -m"):
         main(["one"])
     with pytest.raises(SystemExit, match=r"synthgen: .*nothing.*no such file"):
-        main([str(tmp_path / "nothing"), str(tmp_path / "out")])
+        main([str(tmp_path / "nothing"), str(tmp_path / "out"), about])
 
 
 def test_finding_it_needs_no_torch():

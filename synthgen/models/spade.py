@@ -202,7 +202,8 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
 
     Examples:
         >>> generator = SPADEGenerator(2, (32, 64), base_channels=1, latent_dim=3, hidden=4)
-        >>> generator(torch.ones(1, 2, 32, 64), torch.zeros(1, 3)).shape
+        >>> image, _ = generator(torch.ones(1, 2, 32, 64), torch.zeros(1, 3))
+        >>> image.shape
         torch.Size([1, 1, 32, 64])
     """
 

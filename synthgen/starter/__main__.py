@@ -1,4 +1,4 @@
-"""`python -m synthgen.starter MODEL OUT`: pack a trained model for shipping; see `pack_model`."""
+"""`python -m synthgen.starter MODEL OUT ABOUT.md`: pack a model for shipping, see `pack_model`."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,12 @@ from synthgen.starter.pack import pack_model
 
 
 def main(arguments: list[str]) -> None:
-    """Pack the model folder `arguments[0]` as `arguments[1]`; an error is one line on stderr."""
-    if len(arguments) != 2:
-        sys.exit("usage: python -m synthgen.starter MODEL OUT")
+    """Pack a model folder; an error is one line on stderr."""
+    if len(arguments) != 3:
+        sys.exit("usage: python -m synthgen.starter MODEL OUT ABOUT.md")
+    folder, out, about = map(Path, arguments)
     try:
-        pack_model(Path(arguments[0]), Path(arguments[1]))
+        pack_model(folder, out, about)
     except SynthgenError as error:
         sys.exit(f"synthgen: {error}")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from synthgen.core.errors import RequestError
+from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.model_folder import CARD, read_model_folder, write_model_folder
 from synthgen.runtime import tensor_files
 
@@ -30,18 +30,24 @@ _EXACT = ("mean", "factor", "template")
 _OWN_KEYS = ("files", "format", "kind", "provenance")
 
 
-def pack_model(folder: Path, out: Path) -> None:
+def pack_model(folder: Path, out: Path, about: Path) -> None:
     """Write a copy of a model folder with its weights in bfloat16.
 
     Args:
         folder: a model folder that `synthgen train` wrote.
         out: the model folder to write; an older one is replaced.
+        about: Markdown that goes on the model's card: what training cannot know, such as licences
+            of the data and measured quality (`recipes/starter_*.md`).
 
     Raises:
-        StoreError: no such folder, a damaged file, or `out` cannot be written.
+        StoreError: no such folder or file, a damaged file, or `out` cannot be written.
         RequestError: a packed file is larger than `MAX_BYTES`; an older `out` stays.
     """
     model = read_model_folder(folder)
+    try:
+        card = (folder / CARD).read_text().rstrip() + "\n\n" + about.read_text()
+    except OSError as error:
+        raise StoreError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     @tensor_files()
     def save(target: Path) -> None:
@@ -61,7 +67,7 @@ def pack_model(folder: Path, out: Path) -> None:
         save,
         kind=model.record["kind"],
         schema=model.schema,
-        card=(folder / CARD).read_text(),
+        card=card,
         record={k: v for k, v in model.record.items() if k not in _OWN_KEYS},
     )
 

@@ -1,22 +1,23 @@
-"""The main job from start to end, as the README shows it."""
+"""The main job from start to end, as the README shows it, with the shipped models."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from synthgen.cli.demo import STYLES
 from synthgen.core.manifest import Manifest, file_digest
 
-OUTPUTS = ("images/mni152_t1/shards/00000.h5", "labels/shards/00000.h5")
+IMAGES = "images/" + "+".join(STYLES)
+OUTPUTS = (f"{IMAGES}/shards/00000.h5", "labels/shards/00000.h5")
 
 
 def demo(out):
-    command = [sys.executable, "-m", "synthgen", "demo", "--out", str(out)]
-    done = subprocess.run(  # noqa: S603 - our own interpreter
-        [*command, "--minutes", "0.05", "--n", "2"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "synthgen", "demo", "--out", str(out), "--n", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +26,30 @@ def first(tmp_path_factory):
     return out, demo(out)
 
 
-def test_demo_makes_a_labelled_dataset_and_a_contact_sheet(first):
+def test_demo_makes_a_labelled_dataset_a_contact_sheet_and_a_report(first):
     out, printed = first
-    images = out / "images" / "mni152_t1"
-    assert Manifest.read(images).n == 2
-    assert Manifest.read(images).subjects == ["mni152/sub-template"]
-    assert (images / "preview.png").read_bytes().startswith(b"\x89PNG")
+    manifest = Manifest.read(out / IMAGES)
+    assert manifest.n == 2
+    assert manifest.subjects
+    assert not any("sub-lo12" in subject or "sub-16" in subject for subject in manifest.subjects)
+    assert (out / IMAGES / "preview.png").read_bytes().startswith(b"\x89PNG")
+    body = json.loads((out / "reports" / "demo" / "metrics.json").read_text())
+    assert body["kind"] == "overview"
     assert "2 samples of images, all right" in printed
-    assert str(images / "preview.png") in printed
-    for line in ("prepare mni152", "train labels tiny", "labels --n 2", "images --style mni152_t1"):
+    assert str(out / IMAGES / "preview.png") in printed
+    for line in ("labels --n 2", f"images --style {','.join(STYLES)}", "evaluate overview"):
         assert f"$ synthgen {line}" in printed
+
+
+def test_simulated_styles_are_named_once(first):
+    """Two of the three styles come from protocols, not from images."""
+    told = [line for line in first[1].splitlines() if "simulated" in line]
+    assert [line.partition(":")[0] for line in told] == ["oasis_t1", "oasis_flair"]
 
 
 def test_demo_again_keeps_everything(first):
     out, _ = first
     before = {name: file_digest(out / name) for name in OUTPUTS}
     printed = demo(out)
-    assert "$ synthgen train" not in printed
-    assert "$ synthgen prepare" not in printed
     assert printed.count("nothing to do") == 2
     assert {name: file_digest(out / name) for name in OUTPUTS} == before

@@ -55,5 +55,5 @@ def test_store_of_the_template(tmp_path):
 
 def test_absent_nilearn_says_what_to_install(monkeypatch):
     monkeypatch.setattr(mni152, "find_spec", lambda _name: None)
-    with pytest.raises(RequestError, match=r'pip install "synthgen\[demo\]"'):
+    with pytest.raises(RequestError, match=r'pip install "synthgen\[mni152\]"'):
         mni152.load_mni152()
