@@ -29,6 +29,7 @@ _COMMANDS = (
     "replay",
     "evaluate",
     "redraw",
+    "benchmark",
 )
 """One module of this package each, in the order of `--help`: a `command` function, or an `app`
 where the command has subcommands."""

@@ -113,7 +113,8 @@ def _recipes() -> list[dict[str, Any]]:
         try:
             recipe = load_recipe(path)
             trains = [s for s in ("labels", "images") if getattr(recipe, s) is not None]
-            state = f"trains {' and '.join(trains)}" if trains else "empty"
+            other = "empty" if recipe.benchmark is None else "budgets of benchmark"
+            state = f"trains {' and '.join(trains)}" if trains else other
         except RecipeError as error:
             state = f"unusable: {error}"
         rows.append({"recipe": name, "state": state, "file": str(path)})

@@ -34,6 +34,10 @@ class Workspace:
         """Folder of evaluation reports."""
         return self.root / "reports"
 
+    def benchmark(self, name: str) -> Path:
+        """Folder of a benchmark: stores of cases, trainings, predictions, report."""
+        return self.root / "benchmarks" / safe_name(name)
+
     def model(self, name: str) -> Path:
         """Folder of a trained model: `labels`, `images`, ..."""
         return self.root / "models" / safe_name(name)

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import write_atomic
@@ -151,7 +151,7 @@ class Report:
             ],
             "provenance": [{"fact": fact, "value": value} for fact, value in self.facts],
         }
-        clean: dict[str, Any] = _finite(body)
+        clean: dict[str, Any] = finite(body)
         return clean
 
 
@@ -206,23 +206,34 @@ def write_report(report: Report, folder: Path) -> Path:
 
 def render(report: Report) -> str:
     """Return the HTML page: one file, pictures inlined, no script, nothing from outside."""
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            title=report.title,
+            facts=report.facts,
+            report=report,
+            counts=report.verdicts(),
+            marks=MARKS,
+            fair=f"{FAIR:g}",
+            headlines=[(section, _headlines(section)) for section in report.sections],
+            rows={section.name: [_row(m) for m in section.metrics] for section in report.sections},
+            shown_open=_SHOWN_OPEN,
+        )
+    )
+
+
+def templates(*packages: str) -> Environment:
+    """Return the templates of reports, and of further packages that extend `page.html.j2`."""
     environment = Environment(
-        loader=PackageLoader("synthgen.evaluate"),
+        loader=ChoiceLoader([PackageLoader(p) for p in (*packages, "synthgen.evaluate")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["inlined"] = _inlined
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        counts=report.verdicts(),
-        marks=MARKS,
-        fair=f"{FAIR:g}",
-        headlines=[(section, _headlines(section)) for section in report.sections],
-        rows={section.name: [_row(m) for m in section.metrics] for section in report.sections},
-        shown_open=_SHOWN_OPEN,
-    )
+    return environment
 
 
 def show_number(value: float) -> str:
@@ -313,11 +324,12 @@ def _inlined(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(figure.png).decode()
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a JSON value in which numbers that are not finite are None."""
     if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

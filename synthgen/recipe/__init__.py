@@ -16,6 +16,7 @@ from synthgen.core.errors import RecipeError, SchemaError
 from synthgen.core.manifest import digest
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.recipe.base import Strict
+from synthgen.recipe.benchmark import BenchmarkRecipe
 from synthgen.recipe.images import ImageRecipe
 from synthgen.recipe.labels import LabelRecipe
 from synthgen.recipe.messages import describe
@@ -24,8 +25,8 @@ from synthgen.recipe.yaml12 import parse, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ImageRecipe", "LabelRecipe", "Recipe", "dump", "find_recipe", "list_recipes"]
-__all__ += ["load_recipe"]
+__all__ = ["BenchmarkRecipe", "ImageRecipe", "LabelRecipe", "Recipe", "dump", "find_recipe"]
+__all__ += ["list_recipes", "load_recipe"]
 
 
 def _read_schema(value: object) -> LabelSchema:
@@ -62,6 +63,7 @@ class Recipe(Strict):
         label_schema: `schema` in the document: `brain9`, or a list of tissues.
         labels: settings of `synthgen train labels`.
         images: settings of `synthgen train images`.
+        benchmark: settings of `synthgen benchmark`.
     """
 
     name: str = Field(min_length=1, pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -70,11 +72,12 @@ class Recipe(Strict):
     ] = Field(alias="schema")
     labels: LabelRecipe | None = None
     images: ImageRecipe | None = None
+    benchmark: BenchmarkRecipe | None = None
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 hex digest of the whole recipe, overrides included."""
-        return digest(self.model_dump(mode="json", by_alias=True))
+        """SHA-256 hex digest of all that a training reads, overrides included."""
+        return digest(self.model_dump(mode="json", by_alias=True, exclude={"benchmark"}))
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_lists_every_command():
     out = run("--help").stdout
     commands = "demo doctor info prepare train labels images styles evaluate export verify preview"
-    commands += " replay redraw"
+    commands += " replay redraw benchmark"
     missing = [c for c in commands.split() if f" {c} " not in out]
     assert not missing
 
@@ -92,7 +92,14 @@ def test_info_lists_recipes_as_json():
     done = run("info", "recipes", "--json")
     assert done.returncode == 0, done.stderr
     names = [row["recipe"] for row in json.loads(done.stdout)["recipes"]]
-    assert names == ["brainspade2d", "small", "starter_images", "starter_labels", "tiny"]
+    assert names == [
+        "benchmark",
+        "brainspade2d",
+        "small",
+        "starter_images",
+        "starter_labels",
+        "tiny",
+    ]
 
 
 def test_doctor_reports_and_exits_0(tmp_path):
