@@ -206,6 +206,12 @@ class ImageRecipe(Strict):
     train: ImageTrainRecipe
 
     @model_validator(mode="after")
+    def _texture_has_grain(self) -> Self:
+        if self.losses.texture and not self.generator.grain_bands:
+            raise ValueError("losses.texture trains the grain: generator.grain_bands must not be 0")
+        return self
+
+    @model_validator(mode="after")
     def _one_acquisition_a_style(self) -> Self:
         names = [entry.style for entry in (*self.acquisitions, *self.protocol_styles)]
         twice = sorted({name for name in names if names.count(name) > 1})

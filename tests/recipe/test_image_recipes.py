@@ -59,3 +59,10 @@ def test_the_starter_recipe_has_the_styles_of_the_paper():
     } <= named
     known = {entry.modality for entry in images.acquisitions}
     assert {entry.modality for entry in images.protocol_styles} <= known
+
+
+def test_texture_without_grain_is_refused():
+    with pytest.raises(RecipeError, match="grain_bands must not be 0"):
+        load_recipe("tiny", ["images.losses.texture=1.0"])
+    grainy = ["images.generator.grain_bands=2", "images.losses.texture=1.0"]
+    assert load_recipe("tiny", grainy).images.losses.texture == 1.0
