@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading import nnunet_dataset
 
 from synthgen.benchmark.arm_store import CaseStore, store_path
 from synthgen.benchmark.arms import Part, draws
+from synthgen.core.errors import StoreError
 from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
@@ -75,22 +76,20 @@ class StoreDataset(nnunet_dataset.nnUNetBaseDataset):  # type: ignore[misc]
         properties: dict[str, Any],
         output_filename_truncated: str,
     ) -> None:
-        """Refuse: cases are written by `arm_store.write_cases`."""
-        raise NotImplementedError("the cases of a benchmark are written before nnU-Net starts")
+        """Refuse: cases are written by `arm_store.write_cases`.
+
+        Raises:
+            StoreError: always; nnU-Net's preprocessing, which alone calls this, never runs here.
+        """
+        raise StoreError(
+            f"{output_filename_truncated}: nnU-Net's preprocessing wants to write a case; a "
+            "benchmark writes its cases before nnU-Net starts, so only train and predict with it"
+        )
 
     @staticmethod
     def get_identifiers(folder: str) -> npt.NDArray[np.int64]:
         """Return the case numbers of a folder, repeated by the shares of its parts."""
         return np.asarray(StoreDataset(folder).identifiers)
-
-    @staticmethod
-    def unpack_dataset(
-        folder: str,
-        overwrite_existing: bool = False,
-        num_processes: int = 1,
-        verify: bool = True,
-    ) -> None:
-        """Nothing is packed."""
 
 
 nnunet_dataset.file_ending_dataset_mapping[CASES.rpartition(".")[2]] = StoreDataset

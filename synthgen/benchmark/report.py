@@ -11,6 +11,7 @@ from synthgen.benchmark.figures import draw_figures
 from synthgen.benchmark.gallery import draw_gallery
 from synthgen.benchmark.rows import MEASURES, NOT_A_RESULT, read_results
 from synthgen.benchmark.significance import CONFIDENCE
+from synthgen.benchmark.spec import listed
 from synthgen.benchmark.statistics import analyse
 from synthgen.benchmark.tables import (
     contrast_table,
@@ -26,7 +27,7 @@ from synthgen.core.manifest import write_atomic
 from synthgen.evaluate.report import HTML, finite, templates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from synthgen.benchmark.rows import Results
@@ -196,10 +197,5 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name} {_plain(entry)}" for name, entry in value.items())
     if isinstance(value, list):
-        return _listed([_plain(entry) for entry in value])
+        return listed([_plain(entry) for entry in value], 12) or "none"
     return str(value)
-
-
-def _listed(entries: Sequence[str], most: int = 12) -> str:
-    more = len(entries) - most
-    return (", ".join(entries[:most]) or "none") + (f" and {more} more" if more > 0 else "")

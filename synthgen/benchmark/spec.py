@@ -31,8 +31,6 @@ SPEC = "spec.json"
 TRAINERS = ("nnunet", "proxy")
 _SPLITS = ("train", "val", "test")
 _HELD_OUT = ("val", "test")
-_NAMED = 8
-"""How many subjects a message names."""
 
 
 @dataclass(frozen=True)
@@ -277,10 +275,10 @@ def refuse_leaks(test: Collection[str], ancestors: Collection[str], name: str) -
         )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names for a message, the first few of many."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names for people, the first `most` of many."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _open_synthetic(path: Path | None, real: Source) -> Source:

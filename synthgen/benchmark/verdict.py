@@ -12,6 +12,7 @@ import numpy as np
 from synthgen.benchmark.arms import REFERENCE
 from synthgen.benchmark.rows import NOT_A_RESULT
 from synthgen.benchmark.significance import CONFIDENCE, WILCOXON_FROM
+from synthgen.benchmark.spec import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -164,7 +165,7 @@ def caveats(results: Results, left_out: Mapping[str, tuple[str, ...]]) -> Iterat
     for tissue, subjects in left_out.items():
         if subjects:
             yield (
-                f"{tissue}: {_names(subjects)} left out for all arms, because the tissue is "
+                f"{tissue}: {listed(subjects, 5)} left out for all arms, because the tissue is "
                 "neither there nor predicted in some training."
             )
     yield from _never_learnt(results)
@@ -191,8 +192,3 @@ def _never_learnt(results: Results) -> Iterator[str]:
                 known = dice[np.isfinite(dice)]
                 if known.size and not known.any():
                     yield f"{arm} seed {seed} never found {tissue}: Dice 0 in every subject."
-
-
-def _names(subjects: tuple[str, ...]) -> str:
-    shown = ", ".join(subjects[:5])
-    return shown + (f" and {len(subjects) - 5} more" if len(subjects) > 5 else "")

@@ -14,6 +14,7 @@ import typer
 from synthgen.cli.generation import (
     JsonOption,
     WorkspaceOption,
+    by_comma,
     duration,
     progress_on_stderr,
 )
@@ -113,7 +114,7 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
 
     The same command continues a benchmark that was interrupted, and adds arms or repeats to it.
     """
-    place, arms = Workspace(workspace), _listed(train)
+    place, arms = Workspace(workspace), by_comma(train)
     from synthgen.recipe import load_recipe
 
     recipe = load_recipe("benchmark", override or ()).benchmark
@@ -128,9 +129,9 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
         kinds=arms,
         real=real or place.store,
         synthetic=_synthetic(synthetic, place) if needed else None,
-        test=_listed(test),
-        modalities=tuple(m.lower() for m in _listed(modality)),
-        tissues=_listed(tissues),
+        test=by_comma(test),
+        modalities=tuple(m.lower() for m in by_comma(modality)),
+        tissues=by_comma(tissues),
         ratios=_numbers(ratio),
         few=few,
         trainer=trainer.value,
@@ -170,13 +171,9 @@ def _synthetic(named: Path | None, place: Workspace) -> Path:
     )
 
 
-def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
-
-
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in _listed(text))
+        return tuple(float(part) for part in by_comma(text))
     except ValueError as error:
         raise RequestError(f"--ratio: expected numbers such as 0.5,1,2, got '{text}'") from error
 

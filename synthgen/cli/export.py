@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthgen.cli.generation import JsonOption, duration, progress_on_stderr, size
+from synthgen.cli.generation import JsonOption, by_comma, duration, progress_on_stderr, size
 
 if TYPE_CHECKING:
     from synthgen.export import Outcome
@@ -75,11 +75,11 @@ def command(  # noqa: PLR0913 - one parameter per option
     """Export generated samples or real slices; the same command completes a killed export."""
     from synthgen.export import ExportOptions, export, forecast, open_source
 
-    source = open_source(dataset, splits=_listed(split), spacing_mm=spacing_mm)
+    source = open_source(dataset, splits=by_comma(split), spacing_mm=spacing_mm)
     options = ExportOptions(
         dataset_id=dataset_id,
         name=name,
-        channels=_listed(channels),
+        channels=by_comma(channels),
         file_ending=_ending(file_ending),
         bits=bits,
     )
@@ -90,10 +90,6 @@ def command(  # noqa: PLR0913 - one parameter per option
     with progress_on_stderr(f"export to {to.value}") as progress:
         outcome = export(source, to.value, out, options, progress=progress)
     print(json.dumps(asdict(outcome)) if as_json else _outcome_text(outcome))
-
-
-def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def _ending(text: str | None) -> str | None:

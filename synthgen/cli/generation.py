@@ -59,6 +59,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 WorkspaceOption = Annotated[Path, typer.Option(help="The workspace folder.")]
 
 
+def by_comma(text: str | None) -> tuple[str, ...]:
+    """Return the parts of an option that joins several by commas; none for None."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
 def parse_range(text: str, what: str) -> tuple[float, float]:
     """Read `LOW:HIGH`, or one number for both.
 

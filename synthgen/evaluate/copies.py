@@ -19,10 +19,9 @@ import numpy.typing as npt
 from synthgen.core.errors import RequestError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.evaluate.descriptors import Bank, What, describe, records
-from synthgen.evaluate.findings import require_comparable
 from synthgen.evaluate.nearest import Distances, Nearest, nearest
 from synthgen.evaluate.plants import Kind, planted
-from synthgen.evaluate.sets import UNKNOWN
+from synthgen.evaluate.sets import UNKNOWN, require_comparable
 
 if TYPE_CHECKING:
     from synthgen.evaluate.sets import Indices, SliceSet

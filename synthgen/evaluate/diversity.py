@@ -40,13 +40,14 @@ from synthgen.evaluate.diversity_pairs import (
     scale_weights,
     soft_dice,
 )
-from synthgen.evaluate.findings import Findings, require_comparable
+from synthgen.evaluate.findings import Findings
 from synthgen.evaluate.metric import Figure, Floor, Section
 from synthgen.evaluate.nearest import ORIENTATIONS
 from synthgen.evaluate.plots import png
 from synthgen.evaluate.privacy import Pair
 from synthgen.evaluate.privacy_figures import gallery_figure
 from synthgen.evaluate.selection import draw
+from synthgen.evaluate.sets import require_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

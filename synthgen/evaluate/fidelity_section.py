@@ -23,9 +23,10 @@ from synthgen.evaluate.fidelity import (
     median_bandwidth,
     rbf_mmd,
 )
-from synthgen.evaluate.findings import Findings, require_comparable
+from synthgen.evaluate.findings import Findings
 from synthgen.evaluate.metric import Figure, Section, with_floor
 from synthgen.evaluate.plots import png
+from synthgen.evaluate.sets import require_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from synthgen.core.errors import GeometryError, RequestError
+from synthgen.core.errors import RequestError
 from synthgen.evaluate.metric import Better, Floor, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from synthgen.evaluate.sets import SliceSet
 
 
 @dataclass
@@ -62,18 +60,3 @@ class Findings:
     def refused(self) -> tuple[str, ...]:
         """One line for each reason."""
         return tuple(f"{', '.join(titles)}: {reason}" for reason, titles in self._refused.items())
-
-
-def require_comparable(synthetic: SliceSet, real: SliceSet) -> None:
-    """Refuse sets of different schemas or picture sizes.
-
-    Raises:
-        SchemaError: different label schemas.
-        GeometryError: different picture sizes.
-    """
-    real.schema.require_same(synthetic.schema, f"{synthetic.name} against {real.name}")
-    if synthetic.shape != real.shape:
-        raise GeometryError(
-            f"{synthetic.name}: expected slices of {real.shape} pixels as in {real.name}, "
-            f"got {synthetic.shape}"
-        )

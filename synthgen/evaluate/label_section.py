@@ -13,10 +13,11 @@ from matplotlib.figure import Figure as Canvas
 
 from synthgen.core.errors import RequestError
 from synthgen.evaluate import label_metrics
-from synthgen.evaluate.findings import Findings, require_comparable
+from synthgen.evaluate.findings import Findings
 from synthgen.evaluate.label_metrics import LabelDescriptors, describe_labels
 from synthgen.evaluate.metric import Better, Figure, Floor, Section, subject_halves, with_floor
 from synthgen.evaluate.plots import png
+from synthgen.evaluate.sets import require_comparable
 from synthgen.evaluate.topology import SPECK
 
 if TYPE_CHECKING:

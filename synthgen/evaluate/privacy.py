@@ -22,7 +22,7 @@ from synthgen.evaluate.copies import (
     require_subjects,
 )
 from synthgen.evaluate.descriptors import What, describe, joined
-from synthgen.evaluate.findings import Findings, require_comparable
+from synthgen.evaluate.findings import Findings
 from synthgen.evaluate.metric import Figure, Floor, Section, Table
 from synthgen.evaluate.nearest import ORIENTATIONS
 from synthgen.evaluate.plants import KINDS, MUST_FIND, Kind, changes
@@ -38,6 +38,7 @@ from synthgen.evaluate.privacy_metrics import (
     membership_floor,
 )
 from synthgen.evaluate.selection import require_disjoint
+from synthgen.evaluate.sets import require_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,8 +8,7 @@ import numpy as np
 
 from synthgen.core.errors import LeakageError, RequestError
 from synthgen.core.rng import SampleKey, Stream
-from synthgen.evaluate.findings import require_comparable
-from synthgen.evaluate.sets import UNKNOWN
+from synthgen.evaluate.sets import UNKNOWN, require_comparable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

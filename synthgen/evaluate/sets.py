@@ -299,6 +299,21 @@ def from_shards(shards: Shards, modalities: Sequence[str] = ()) -> SliceSet:
     )
 
 
+def require_comparable(synthetic: SliceSet, real: SliceSet, relation: str = "against") -> None:
+    """Refuse sets of different schemas or picture sizes.
+
+    Raises:
+        SchemaError: different label schemas.
+        GeometryError: different picture sizes.
+    """
+    real.schema.require_same(synthetic.schema, f"{synthetic.name} {relation} {real.name}")
+    if synthetic.shape != real.shape:
+        raise GeometryError(
+            f"{synthetic.name}: expected slices of {real.shape} pixels as in {real.name}, "
+            f"got {synthetic.shape}"
+        )
+
+
 def joined(first: SliceSet, second: SliceSet) -> SliceSet:
     """Return the slices of two sets of one schema and size, one after the other.
 
@@ -306,12 +321,7 @@ def joined(first: SliceSet, second: SliceSet) -> SliceSet:
         SchemaError: different label schemas.
         GeometryError: different slice sizes.
     """
-    first.schema.require_same(second.schema, f"{second.name} beside {first.name}")
-    if first.shape != second.shape:
-        raise GeometryError(
-            f"{second.name}: expected slices of {first.shape} pixels as in {first.name}, "
-            f"got {second.shape}"
-        )
+    require_comparable(second, first, "beside")
     tables, images = (first.table, second.table), (first.images, second.images)
     return SliceSet(
         f"{first.name} and {second.name}",

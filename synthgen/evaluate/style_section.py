@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import RequestError
-from synthgen.evaluate.findings import Findings, require_comparable
+from synthgen.evaluate.findings import Findings
 from synthgen.evaluate.metric import Better, Floor, Section, Table, with_floor
 from synthgen.evaluate.probes import probe_accuracy
-from synthgen.evaluate.sets import UNKNOWN
+from synthgen.evaluate.sets import UNKNOWN, require_comparable
 from synthgen.evaluate.style import (
     MIN_PIXELS,
     PURE,

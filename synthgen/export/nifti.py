@@ -8,7 +8,6 @@ slices do not record where the scanner had them, so the middle of the plane lies
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from synthgen.core.errors import RequestError
 from synthgen.core.manifest import provenance
 from synthgen.export.card import card
 from synthgen.export.encode import nifti as nifti_bytes
+from synthgen.export.tree import json_bytes
 from synthgen.export.writer import Closing, Unit
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class NiftiWriter:
         modalities = {p.modality for e in self._source.entries for p in e.pictures}
         suffixes = {_SUFFIXES.get(m, UNKNOWN_SUFFIX).rpartition("_")[2] for m in modalities}
         files = {
-            "dataset_description.json": _json(self._description()),
+            "dataset_description.json": json_bytes(self._description()),
             "participants.tsv": _tsv(rows),
             "dseg.tsv": _tsv(
                 [
@@ -138,7 +138,9 @@ class NiftiWriter:
                 ]
             ),
             "README.md": self._card(participants),
-            **{f"{suffix}.json": _json({"SkullStripped": True}) for suffix in sorted(suffixes)},
+            **{
+                f"{suffix}.json": json_bytes({"SkullStripped": True}) for suffix in sorted(suffixes)
+            },
         }
         return Closing(files, len(participants))
 
@@ -223,10 +225,6 @@ def _label(tissue: Tissue) -> str:
 
 def _alphanumeric(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", "", text)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
 
 
 def _tsv(rows: Sequence[Mapping[str, str | int | float]]) -> bytes:

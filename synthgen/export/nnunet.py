@@ -17,6 +17,7 @@ from synthgen.core.errors import RequestError
 from synthgen.export.card import card, label_lines
 from synthgen.export.cases import Case, case_table, facts_of
 from synthgen.export.encode import nifti, png, to_grey
+from synthgen.export.tree import json_bytes
 from synthgen.export.writer import Closing, Unit
 
 if TYPE_CHECKING:
@@ -125,12 +126,12 @@ class NnunetWriter:
         training = [(entry, case) for entry, case in there if entry.split != "test"]
         splits = folds(training)
         files = {
-            "dataset.json": _json(self._description(training)),
+            "dataset.json": json_bytes(self._description(training)),
             "metadata.jsonl": b"".join(self._line(entry, case) for entry, case in there),
             "README.md": self._card(there, folded=bool(splits)),
         }
         if splits:
-            files["splits_final.json"] = _json(splits)
+            files["splits_final.json"] = json_bytes(splits)
         return Closing(files, len(there))
 
     def _description(self, training: Sequence[tuple[Entry, Case]]) -> dict[str, Any]:
@@ -243,7 +244,3 @@ def _choice(option: str, value: _Chosen, allowed: tuple[_Chosen, ...]) -> _Chose
     if value not in allowed:
         raise RequestError(f"--{option}: expected {' or '.join(map(str, allowed))}, got {value}")
     return value
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"

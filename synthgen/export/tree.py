@@ -173,3 +173,8 @@ class TreeWriter:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
         while error is None and self._pending:
             self.written += self._pending.popleft().result()
+
+
+def json_bytes(value: object) -> bytes:
+    """Return a JSON document for people to read, as the bytes of a file."""
+    return json.dumps(value, indent=1).encode() + b"\n"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthgen.data.style_images import FULL_SLICE
 from synthgen.models.style_bank import StyleBank
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ logger = logging.getLogger(__name__)
 _ENCODE_BATCH = 16
 _MAX_CODES = 256
 """Codes per style that the bank is fitted on: evenly spread over its images."""
-
-_FULL_SLICE = 0.5
-"""Smallest brain area of those images, relative to the style's largest: the contrast of a slice
-that shows little of the brain is uncertain, and so is its code."""
 
 
 @torch.no_grad()
@@ -86,7 +83,7 @@ def _spread(batches: ImageBatches, dataset: str, modality: str, most: int) -> np
     """Return rows of full slices, evenly spread over a style's images."""
     rows = batches.rows_of(dataset, modality)
     share = batches.brain_share(rows)
-    rows = rows[share >= _FULL_SLICE * share.max()]
+    rows = rows[share >= FULL_SLICE * share.max()]
     chosen = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
     spread: npt.NDArray[np.int64] = rows[chosen]
     return spread
