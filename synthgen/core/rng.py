@@ -33,6 +33,8 @@ class Stream(IntEnum):
     SPLIT = 7
     EVALUATE = 8
     TEXTURE = 9
+    VESSEL = 10
+    BACKGROUND = 11
 
 
 @dataclass(frozen=True)

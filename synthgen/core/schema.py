@@ -199,3 +199,9 @@ BRAIN9 = LabelSchema(
     ),
 )
 """The default schema: cerebellar cortex counts as `gm`, cerebellar white matter as `wm`."""
+
+VESSEL = LabelSchema("vessel", (Tissue("background", 0), Tissue("vessel", 1)))
+"""Angiograms: the PV of `vessel` is the share of the pixel that vessels cover."""
+
+SCHEMAS = {schema.name: schema for schema in (BRAIN9, VESSEL)}
+"""Schemas that a recipe can name."""

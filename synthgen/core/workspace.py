@@ -34,6 +34,16 @@ class Workspace:
         """Folder of evaluation reports."""
         return self.root / "reports"
 
+    @property
+    def vessels(self) -> Path:
+        """Default folder of generated vessel trees."""
+        return self.root / "vessels"
+
+    @property
+    def angiograms(self) -> Path:
+        """Default folder of generated angiograms."""
+        return self.root / "angiograms"
+
     def benchmark(self, name: str) -> Path:
         """Folder of a benchmark: stores of cases, trainings, predictions, report."""
         return self.root / "benchmarks" / safe_name(name)

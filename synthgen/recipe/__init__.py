@@ -14,7 +14,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from synthgen.core.errors import RecipeError, SchemaError
 from synthgen.core.manifest import digest
-from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
+from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
 from synthgen.recipe.images import ImageRecipe
@@ -32,10 +32,10 @@ __all__ += ["list_recipes", "load_recipe"]
 def _read_schema(value: object) -> LabelSchema:
     if isinstance(value, LabelSchema):
         return value
-    if value == BRAIN9.name:
-        return BRAIN9
+    if isinstance(value, str) and value in SCHEMAS:
+        return SCHEMAS[value]
     if not isinstance(value, list):
-        raise ValueError(f"expected '{BRAIN9.name}' or a list of tissues")  # noqa: TRY004
+        raise ValueError(f"expected {' or '.join(SCHEMAS)}, or a list of tissues")  # noqa: TRY004
     tissues = []
     for entry in value:
         if not isinstance(entry, dict) or not {"name", "value"} <= set(entry):
@@ -50,8 +50,8 @@ def _read_schema(value: object) -> LabelSchema:
 
 
 def _write_schema(schema: LabelSchema) -> object:
-    if schema == BRAIN9:
-        return BRAIN9.name
+    if schema in SCHEMAS.values():
+        return schema.name
     return [{"name": t.name, "value": t.value, "lesion": t.lesion} for t in schema.tissues]
 
 
@@ -60,7 +60,7 @@ class Recipe(Strict):
 
     Attributes:
         name: names the runs and the models.
-        label_schema: `schema` in the document: `brain9`, or a list of tissues.
+        label_schema: `schema` in the document: `brain9`, `vessel`, or a list of tissues.
         labels: settings of `synthgen train labels`.
         images: settings of `synthgen train images`.
         benchmark: settings of `synthgen benchmark`.

@@ -96,7 +96,7 @@ def test_unusable_yaml_is_one_line_with_the_file(write, text, message):
         ),
         ("name: 5\nschema: brain9", "key 'name': .*string, got 5"),
         ("name: X Y\nschema: brain9", "key 'name'"),
-        ("name: x\nschema: brain8", "key 'schema': expected 'brain9' or a list of tissues"),
+        ("name: x\nschema: brain8", "key 'schema': expected brain9 or vessel, or a list"),
         ("name: x\nschema: [{name: gm, value: 1}]", "first tissue must be 'background'"),
         ("name: x\nschema: [{name: gm}]", "each tissue needs a name and a value"),
         ("name: x\nschema: [{name: gm, value: 1, colour: 2}]", "no key 'colour'"),
