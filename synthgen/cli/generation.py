@@ -193,14 +193,17 @@ def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[i
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    started = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def line(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        # What was there already took no time of this run.
+        first = first or (now, done)
         if now - last >= LINE_EVERY_S:
             last = now
-            rate = done / (now - started)
+            rate = (done - first[1]) / max(now - first[0], 1e-9)
             left = f", {duration((total - done) / rate)} left" if rate else ""
             text = f"{what}: {done} of {total} {unit}, {rate:.3g}/s{left}"
             print(text, file=sys.stderr, flush=True)

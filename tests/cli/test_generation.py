@@ -298,6 +298,15 @@ def test_progress_is_one_line_now_and_then(capsys, monkeypatch):
     ]
 
 
+def test_what_was_there_already_does_not_count_as_speed(capsys, monkeypatch):
+    clock = iter(np.arange(0.0, 100.0, 10.0))
+    monkeypatch.setattr(generation.time, "monotonic", lambda: float(next(clock)))
+    with generation.progress_on_stderr("training", "steps") as progress:
+        for done in (900, 901, 902):
+            progress(done, 1002)
+    assert capsys.readouterr().err == "training: 902 of 1002 steps, 0.1/s, 16 min 40 s left\n"
+
+
 def test_idle_cores_are_mentioned(monkeypatch):
     monkeypatch.setattr(generation.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     note = generation.idle_cores(GenerationSettings(threads=2), "cpu", "labels")
