@@ -1,22 +1,19 @@
 """How well a predicted volume agrees with the reference, tissue by tissue.
 
-Dice (1945), the 95th percentile of the symmetric surface distance (HD95) and the normalised surface
-Dice (Nikolov et al. 2021, doi:10.2196/26151) at a tolerance; the surface measures are MONAI's,
-in millimetres. All of a volume, never the mean over its slices.
+Dice, the 95th percentile of the symmetric surface distance (HD95) in millimetres and the
+normalised surface Dice at a tolerance, all of `synthgen.evaluate.segmentation`. All of a volume,
+never the mean over its slices.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from synthgen.core.errors import GeometryError
+from synthgen.evaluate.segmentation import overlap, surface_agreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,60 +58,17 @@ def agreement(
     Raises:
         GeometryError: the masks have different shapes.
     """
-    if predicted.shape != reference.shape:
-        raise GeometryError(f"expected a prediction of {reference.shape}, got {predicted.shape}")
-    n_ref, n_pred = int(reference.sum()), int(predicted.sum())
-    if not n_ref and not n_pred:
-        return Agreement(None, None, None, None, None, 0, 0)
-    both = int((predicted & reference).sum())
-    hd95, nsd = None, 0.0
-    if n_ref and n_pred:
-        hd95, nsd = _surfaces(predicted, reference, spacing_mm, tolerance_mm)
+    shared = overlap(predicted, reference)
+    surface = surface_agreement(predicted, reference, spacing_mm, tolerance_mm)
     return Agreement(
-        dice=2 * both / (n_ref + n_pred),
-        hd95_mm=hd95,
-        nsd=nsd,
-        precision=both / n_pred if n_pred else None,
-        recall=both / n_ref if n_ref else None,
-        n_ref=n_ref,
-        n_pred=n_pred,
+        dice=shared.dice,
+        hd95_mm=surface.hd95,
+        nsd=surface.nsd,
+        precision=shared.precision,
+        recall=shared.recall,
+        n_ref=shared.n_ref,
+        n_pred=shared.n_pred,
     )
-
-
-def _surfaces(
-    predicted: npt.NDArray[np.bool_],
-    reference: npt.NDArray[np.bool_],
-    spacing_mm: Sequence[float],
-    tolerance_mm: float,
-) -> tuple[float | None, float]:
-    """Return HD95 and surface Dice of two masks that are not empty."""
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # noqa: PLC0415
-
-    pair = [torch.from_numpy(np.pad(m, 1)[None, None]) for m in _cropped(predicted, reference)]
-    spacing = [float(s) for s in spacing_mm]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own future
-        hd95 = compute_hausdorff_distance(
-            *pair, include_background=True, percentile=95, spacing=spacing
-        )
-        nsd = compute_surface_dice(
-            *pair, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing
-        )
-    distance = float(hd95)
-    return distance if math.isfinite(distance) else None, float(nsd)
-
-
-def _cropped(
-    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return both masks inside the box that holds both: distances stay, time does not."""
-    either = first | second
-    box = tuple(
-        slice(int(inside[0]), int(inside[-1]) + 1)
-        for axis in range(either.ndim)
-        for inside in [np.flatnonzero(either.any(tuple(a for a in range(3) if a != axis)))]
-    )
-    return first[box], second[box]
 
 
 def volume_rows(
