@@ -1,14 +1,12 @@
 """The proxy trainer: a small 2D U-Net that learns from soft labels, minutes on a CPU.
 
-Loss: soft Dice plus cross-entropy against partial volumes, which nnU-Net cannot take. The network
-is MONAI's U-Net with residual units (Kerfoot et al. 2019, doi:10.1007/978-3-030-12029-0_40).
-Training goes through the toolkit's own loop, so a killed one resumes exactly.
+The U-Net of `synthgen.segment.unet`, whose loss takes partial volumes, which nnU-Net cannot.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,55 +16,21 @@ from synthgen.benchmark.arm_store import CaseStore, store_path
 from synthgen.benchmark.arms import draws
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.runtime import build_accelerator, seeded_init
+from synthgen.segment.unet import UNetStep, UNetTraining, build_network, forward
 from synthgen.training.loop import LoopSettings, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
-    from accelerate import Accelerator
-    from diffusers.training_utils import EMAModel
     from torch import Tensor, nn
 
     from synthgen.benchmark.arm_store import Volume
     from synthgen.benchmark.job import Job
     from synthgen.recipe.benchmark import ProxyRecipe
 
-_POWER = 0.9
 _REPORT_EVERY = 10
 _SLICES = 16
-
-
-def soft_dice_ce(logits: Tensor, soft: Tensor) -> Tensor:
-    """Return soft Dice plus cross-entropy of logits `(B, G, X, Y)` against soft labels.
-
-    Dice is that of the batch, over all groups but the background, as in nnU-Net:
-    1 - 2 sum(p t) / (sum p + sum t); the cross-entropy -sum(t log p) is the mean over pixels.
-    """
-    logits, soft = logits.float(), soft.float()
-    p = torch.softmax(logits, dim=1)
-    axes = (0, 2, 3)
-    overlap = 2 * (p * soft).sum(axes) + 1e-5
-    dice = overlap / (p.sum(axes) + soft.sum(axes) + 1e-5)
-    entropy = functional.cross_entropy(logits, soft)
-    return entropy + 1 - dice[1:].mean()
-
-
-def build_network(channels: tuple[int, ...], groups: int) -> nn.Module:
-    """Build the U-Net: images `(B, 1, X, Y)` to logits `(B, groups, X, Y)`."""
-    from monai.networks.nets import UNet  # noqa: PLC0415
-
-    network: nn.Module = UNet(
-        spatial_dims=2,
-        in_channels=1,
-        out_channels=groups,
-        channels=channels,
-        strides=(2,) * (len(channels) - 1),
-        num_res_units=2,
-        norm="instance",
-    )
-    return network
 
 
 def augment(
@@ -103,15 +67,6 @@ def augment(
     return image, torch.cat([(1 - tissue.sum(1, keepdim=True)).clamp_min(0), tissue], 1)
 
 
-def forward(network: nn.Module, image: Tensor, levels: int) -> Tensor:
-    """Return the logits of images whose sides the network cannot halve `levels` times."""
-    factor = 2**levels
-    x, y = image.shape[2:]
-    padded = functional.pad(image, (0, -y % factor, 0, -x % factor))
-    logits: Tensor = network(padded)[..., :x, :y]
-    return logits
-
-
 class _Cases:
     """Batches of an arm; batch `step` is a function of (seed, step) alone."""
 
@@ -140,52 +95,6 @@ class _Cases:
         return torch.from_numpy(image[None]), torch.from_numpy(soft)
 
 
-class _ProxyStep:
-    """The training step; see `synthgen.training.loop.TrainStep`."""
-
-    def __init__(self, job: Job, accelerator: Accelerator) -> None:
-        recipe, self._job, self._cases = job.spec.proxy, job, _Cases(job)
-        with seeded_init(job.seed, 0):
-            network = build_network(recipe.channels, len(job.spec.tissues))
-        network.to(accelerator.device)
-        adam = torch.optim.AdamW(
-            network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
-        steps = job.spec.budget.steps
-        self.models: Mapping[str, nn.Module] = {"network": accelerator.prepare_model(network)}
-        self.optimizers: Mapping[str, Any] = {"network": accelerator.prepare_optimizer(adam)}
-        falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda t: (1 - t / steps) ** _POWER)
-        self.schedulers: Mapping[str, Any] = {"network": falling}
-        self.ema: Mapping[str, EMAModel] = {}
-
-    def step(self, accelerator: Accelerator, step: int) -> dict[str, float | Tensor]:
-        """Make one optimiser step."""
-        network, optimizer = self.models["network"].train(), self.optimizers["network"]
-        image, soft = (a.to(accelerator.device) for a in self._cases.batch(step))
-        with accelerator.accumulate(network):
-            with accelerator.autocast():
-                logits = forward(network, image, len(self._job.spec.proxy.channels) - 1)
-            loss = soft_dice_ce(logits, soft)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(network.parameters(), self._job.spec.proxy.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        self.schedulers["network"].step()
-        if (step + 1) % _REPORT_EVERY == 0:
-            self._job.report(step + 1, self._job.spec.budget.steps)
-        return {"loss": loss.detach()}
-
-    def sheet(self, step: int) -> None:
-        """No sheet."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beyond the network."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
-
-
 def train(job: Job, folder: Path) -> nn.Module:
     """Train from the last checkpoint in `folder`, if there is one, to the end of the budget.
 
@@ -195,19 +104,33 @@ def train(job: Job, folder: Path) -> nn.Module:
     Raises:
         StoreError: a checkpoint is damaged or cannot be written.
     """
+    recipe, budget = job.spec.proxy, job.spec.budget
+
+    def report(done: int) -> None:
+        if done % _REPORT_EVERY == 0:
+            job.report(done, budget.steps)
+
     accelerator = build_accelerator("bf16")
-    step, budget = _ProxyStep(job, accelerator), job.spec.budget
-    identity = job.spec.run_hash(job.arm, job.seed)
+    with seeded_init(job.seed, 0):
+        network = build_network(recipe.channels, len(job.spec.tissues))
+    step = UNetStep(
+        network.to(accelerator.device),
+        len(recipe.channels) - 1,
+        _Cases(job),
+        UNetTraining(budget.steps, recipe.lr, recipe.weight_decay, recipe.clip_norm),
+        accelerator=accelerator,
+        on_step=report,
+    )
     settings = LoopSettings(
         steps=budget.steps,
         checkpoint_every=budget.steps_per_epoch,
         keep=1,
         seed=job.seed,
-        identity=identity,
+        identity=job.spec.run_hash(job.arm, job.seed),
     )
     run(step, settings, folder, accelerator, resume=True)
-    network: nn.Module = accelerator.unwrap_model(step.models["network"])
-    return network
+    trained: nn.Module = accelerator.unwrap_model(step.models["network"])
+    return trained
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
