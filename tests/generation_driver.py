@@ -20,11 +20,14 @@ from pathlib import Path
 # All that the commands import, so that children do not; nothing that starts a thread.
 import synthgen.data.shards
 import synthgen.generate
+import synthgen.images.angiogram.physics
 import synthgen.images.contrast
 import synthgen.images.spade
 import synthgen.labels.generator
 import synthgen.runtime  # noqa: F401
 from synthgen.cli import build_app, main
+from synthgen.core.rng import SampleKey
+from synthgen.labels.vessels import VesselGenerator
 
 
 def start(argv, env):
@@ -73,6 +76,7 @@ def kill(argv, watch, delay_s, number=signal.SIGKILL):
 def serve():
     """Answer requests until the input ends."""
     build_app()
+    VesselGenerator("coronary", (64, 64)).draw([SampleKey(0, 0)])  # compiles, if numba is there
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

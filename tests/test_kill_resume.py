@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.multiprocess]
 KILLS = 20
 SIZES = ("--shard-size", "4", "--batch-size", "2", "--threads", "1", "--device", "cpu")
 N = 16
+COMMANDS = ("labels", "images", "vessels", "angiograms")
 
 
 class Driver:
@@ -65,12 +66,18 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(models, driver, tmp_path_factory):
-    """The two commands, each without `--out`; the labels that images are made of are whole."""
+    """The commands, each without `--out`; the labels that images are made of are whole."""
     labels = tmp_path_factory.mktemp("labels") / "labels"
     draw = ["labels", "--model", models / "labels", "--n", N, "--lesion", "wmh=0.01:0.05", *SIZES]
     paint = ["images", "--model", models / "images", "--labels", labels, "--per-label", 2]
     driver.run(*draw, "--out", labels)
-    return {"labels": draw, "images": [*paint, "--style", "a_t1,a_flair", *SIZES]}
+    small = ["--n", N, "--size", 64, "--shard-size", 4, "--batch-size", 2]
+    return {
+        "labels": draw,
+        "images": [*paint, "--style", "a_t1,a_flair", *SIZES],
+        "vessels": ["vessels", "--with", "centreline,graph", *small],
+        "angiograms": ["angiograms", "--renderer", "physics", *small],
+    }
 
 
 def digests(folder):
@@ -83,7 +90,7 @@ def digests(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["labels", "images"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_random_moments_and_resumed(command, driver, commands, tmp_path):
     argv = [str(word) for word in commands[command]]
     driver.run(*argv, "--out", tmp_path / "warm")
@@ -135,7 +142,7 @@ def test_killed_again_and_again_in_one_folder(driver, commands, tmp_path):
     assert digests(out) == digests(tmp_path / "quiet")
 
 
-@pytest.mark.parametrize("command", ["labels", "images"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_one_and_three_workers_make_the_same_bytes(command, driver, commands, tmp_path):
     argv = [str(word) for word in commands[command]]
     driver.run(*argv, "--out", tmp_path / "one")
@@ -151,7 +158,7 @@ def test_one_and_three_workers_make_the_same_bytes(command, driver, commands, tm
     )
     assert answer["codes"] == [0, 0, 0]
     assert digests(tmp_path / "three") == digests(tmp_path / "one")
-    assert len(Shards(tmp_path / "one")) == (N if command == "labels" else 2 * N)
+    assert len(Shards(tmp_path / "one")) == (2 * N if command == "images" else N)
 
 
 def test_interrupt_exits_with_130_and_leaves_whole_shards(driver, commands, tmp_path):

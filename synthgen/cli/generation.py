@@ -121,9 +121,9 @@ def find_model(model: Path | None, workspace: Path, kind: str) -> FoundModel:
     """Return the model to use: the one given, else the workspace's own, else the shipped one.
 
     Args:
-        model: a folder, or the name of a shipped model, `starter:labels` or `starter:images`.
+        model: a folder, or the name of a shipped model, such as `starter:labels`.
         workspace: the workspace folder.
-        kind: "labels" or "images".
+        kind: "labels", "images" or "angiograms".
 
     Raises:
         StoreError: there is none.
@@ -212,7 +212,14 @@ def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[i
 
 
 def complete(
-    job: Job, n: int, out: Path, notes: Mapping[str, str], *, dry_run: bool, as_json: bool
+    job: Job,
+    n: int,
+    out: Path,
+    notes: Mapping[str, str],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    facts: Callable[[], Mapping[str, object]] = dict,
 ) -> None:
     """Run a job, or only estimate it, and report.
 
@@ -223,6 +230,7 @@ def complete(
         notes: provenance of a new dataset: where its model lies.
         dry_run: estimate, write nothing.
         as_json: print one JSON document instead of lines.
+        facts: called after a run for what else the JSON document says.
     """
     from synthgen.generate import forecast, run
 
@@ -237,7 +245,7 @@ def complete(
     with progress_on_stderr(name) as progress:
         outcome = run(job, n, out, notes=notes, progress=progress)
     if as_json:
-        print(json.dumps(asdict(outcome) | {"folder": str(out)}))
+        print(json.dumps(asdict(outcome) | {"folder": str(out)} | dict(facts())))
     else:
         print(_outcome_text(outcome, name))
 
@@ -289,7 +297,7 @@ def load_note(manifest: Manifest, folder: Path) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(
             f"{folder / 'manifest.json'}: does not say how its model was loaded; it was not made "
-            "by `synthgen labels` or `synthgen images`"
+            "by `synthgen labels`, `images`, `vessels` or `angiograms`"
         ) from error
 
 

@@ -78,7 +78,9 @@ def _models(workspace: Workspace) -> list[dict[str, Any]]:
     from synthgen.starter import starter_folder
 
     folders = {p.parent.name: p.parent for p in (workspace.root / "models").glob(f"*/{INDEX}")}
-    shipped = {f"{STARTER}{kind}": starter_folder(kind) for kind in ("labels", "images")}
+    shipped = {
+        f"{STARTER}{kind}": starter_folder(kind) for kind in ("labels", "images", "angiograms")
+    }
     found = sorted(folders.items()) + [(name, path) for name, path in shipped.items() if path]
     return [_model(name, folder) for name, folder in found]
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -89,6 +89,8 @@ def _job(shards: "Shards", model: Path | None, workspace: Path | None, device: s
     kind, noted = shards.manifest.kind, shards.manifest.provenance
     load = load_note(shards.manifest, shards.folder)
     place = workspace or Path(noted.get("workspace", "work"))
+    if shards.schema.is_picture:
+        return _vessel_job(shards, load, model, place, device)
     if kind == "images":
         from synthgen.cli.images import Renderer, image_generator
 
@@ -102,6 +104,33 @@ def _job(shards: "Shards", model: Path | None, workspace: Path | None, device: s
     if kind != "labels":
         raise StoreError(f"{shards.folder}: of kind '{kind}', cannot be replayed")
     return label_job(shards, noted_model(shards, model, place), pick_device(device))
+
+
+def _vessel_job(
+    shards: "Shards", load: dict[str, Any], model: Path | None, workspace: Path, device: str
+) -> "Job":
+    """Return the job that made vessel trees or angiograms."""
+    from synthgen.cli.angiograms import LoadOptions, Renderer, angiogram_job, load_pipeline
+    from synthgen.cli.generation import pick_device
+    from synthgen.cli.vessels import vessel_generator
+    from synthgen.generate import GenerationSettings, replay_angiograms, replay_vessels
+
+    if shards.manifest.kind == "labels":
+        return replay_vessels(shards, vessel_generator(load["preset"], load["shape"]))
+    options = LoadOptions(
+        renderer=load["renderer"],
+        mask=load["mask"],
+        shape=load["shape"],
+        dtype=load["dtype"],
+        backgrounds=load["backgrounds"],
+        gate=load["gate"],
+    )
+    pipeline = None
+    if options["renderer"] == Renderer.DARL or options["gate"] is not None:
+        folder = noted_model(shards, model, workspace).folder
+        pipeline = load_pipeline(folder, options["dtype"], pick_device(device))
+    job = angiogram_job(options, pipeline, GenerationSettings())
+    return replay_angiograms(shards, job.generator, job.renderer, job.gate)
 
 
 def _style_files(shards: "Shards", workspace: Path) -> list[Path]:

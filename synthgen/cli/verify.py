@@ -12,7 +12,7 @@ def command(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Check checksums, row counts, label maps and images; exit code 3 if anything is wrong."""
+    """Check checksums, rows, label maps, images and extra arrays; exit code 3 if any is wrong."""
     from synthgen.cli.generation import progress_on_stderr
     from synthgen.core.manifest import Manifest
     from synthgen.data.shards import verify

@@ -77,7 +77,7 @@ class Manifest:
     """What a dataset folder is.
 
     Attributes:
-        kind: "labels" or "images".
+        kind: "labels", "images" or "angiograms".
         identity: all that decides the bytes: model hash, seed, sizes, condition, schema.
         n: number of samples asked for so far (the total; it may grow).
         subjects: real subjects that any ancestor model saw.

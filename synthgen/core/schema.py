@@ -74,6 +74,14 @@ class LabelSchema:
         """Channel indices of the lesion tissues."""
         return tuple(c for c, t in enumerate(self.tissues) if t.lesion)
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether maps lie as photographs do, X down, Y to the right, on a background that shows.
+
+        All other maps are slices in RAS; what is painted on them is black outside the tissues.
+        """
+        return self == VESSEL
+
     def index(self, tissue: str) -> int:
         """Return the channel of a tissue.
 

@@ -3,7 +3,8 @@
 One row for each sample: its images, the label map mixed over the first image (every pixel the
 mean of the tissue colours, weighted by partial volume), the label map of the largest partial
 volume, and the first image with the lesions outlined. Slices are shown as one looks at a person
-from above: anterior up, the person's left on the left (neurological convention).
+from above: anterior up, the person's left on the left (neurological convention). Vessel trees and
+angiograms stand as photographs do; see `vessel_panels`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scipy import ndimage
 
 from synthgen.core.manifest import write_atomic
+from synthgen.data.vessel_panels import (
+    OUTLINE,
+    outlined,
+    vessel_caption,
+    vessel_panels,
+    vessel_titles,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,12 +48,12 @@ TISSUE_COLOURS: dict[str, tuple[float, float, float]] = {
     "oedema": (0.95, 0.50, 0.85),
 }
 _OTHERS = ((0.55, 0.35, 0.80), (0.10, 0.70, 0.70), (0.95, 0.55, 0.15), (0.60, 0.80, 0.20))
-_OUTLINE = (1.0, 0.15, 0.15)
 _OVERLAY = 0.45
 _LESION = 0.5
 _WORTH_SAYING = 5e-4
 _MARGIN_PX = 4
 _PANEL_IN = 1.5
+_PICTURE_IN = 2.4
 _TEXT_IN = 0.22
 
 
@@ -74,7 +81,8 @@ def panels(row: ShardRow, schema: LabelSchema) -> list[Rgb]:
     else:
         pictures = [mix]
     pictures.append(colours[np.argmax(row.pv, axis=0)])
-    pictures.append(_outlined(pictures[0], row.pv[list(schema.lesion_channels)].sum(axis=0)))
+    lesion = row.pv[list(schema.lesion_channels)].sum(axis=0) > _LESION
+    pictures.append(outlined(pictures[0], lesion, 1))
     return [np.clip(picture, 0, 1).transpose(1, 0, 2)[::-1] for picture in pictures]
 
 
@@ -100,23 +108,33 @@ def draw_preview(shards: Shards, count: int) -> bytes:
     """Return a contact sheet of `count` samples as PNG; see `write_preview`."""
     count = min(count, len(shards))
     rows = [shards[i * len(shards) // count] for i in range(count)]
-    window = _window(rows)
-    titles = (
-        [*(s.replace("_", "\n") for s in shards.styles), "PV overlay"]
-        if shards.styles
-        else ["PV mix"]
-    )
-    titles += ["largest PV", "lesion outline"]
-    figure = _sheet(
-        [[p[window] for p in panels(row, shards.schema)] for row in rows],
-        [caption(row) for row in rows],
-        titles,
-    )
-    _add_legend(figure, shards)
+    if shards.schema.is_picture:
+        figure = _sheet(
+            [vessel_panels(row) for row in rows],
+            [vessel_caption(row) for row in rows],
+            vessel_titles(shards.styles),
+            _PICTURE_IN,
+        )
+        _add_note(figure, shards, "Rows down, columns to the right, as the files hold them.")
+    else:
+        window = _window(rows)
+        figure = _sheet(
+            [[p[window] for p in panels(row, shards.schema)] for row in rows],
+            [caption(row) for row in rows],
+            _titles(shards.styles),
+            _PANEL_IN,
+        )
+        _add_legend(figure, shards)
+        _add_note(figure, shards, "Anterior up, left is left (neurological).")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _titles(styles: tuple[str, ...]) -> list[str]:
+    first = [*(s.replace("_", "\n") for s in styles), "PV overlay"] if styles else ["PV mix"]
+    return [*first, "largest PV", "lesion outline"]
 
 
 def caption(row: ShardRow) -> str:
@@ -143,18 +161,14 @@ def _window(rows: list[ShardRow]) -> tuple[slice, slice]:
     return parts[0], parts[1]
 
 
-def _outlined(picture: Rgb, lesion: npt.NDArray[np.float32]) -> Rgb:
-    inside = lesion > _LESION
-    edge = ndimage.binary_dilation(inside) & ~inside
-    return np.where(edge[..., None], np.asarray(_OUTLINE, dtype=np.float32), picture)
-
-
-def _sheet(samples: list[list[Rgb]], captions: list[str], titles: list[str]) -> Figure:
+def _sheet(
+    samples: list[list[Rgb]], captions: list[str], titles: list[str], panel_w: float
+) -> Figure:
     """Lay out the samples in one or two blocks of rows, with room for the legend below."""
     blocks = 2 if len(samples) > 3 and len(titles) < 6 else 1
     lines = -(-len(samples) // blocks)
     height, width = samples[0][0].shape[:2]
-    panel_w, panel_h = _PANEL_IN, _PANEL_IN * height / width
+    panel_h = panel_w * height / width
     total_w = blocks * len(titles) * panel_w
     legend_h = 4 * _TEXT_IN
     total_h = _TEXT_IN + lines * (panel_h + _TEXT_IN) + legend_h
@@ -195,7 +209,7 @@ def _add_legend(figure: Figure, shards: Shards) -> None:
         Patch(facecolor=to_hex(colour), label=name)
         for name, colour in zip(shards.schema.names[1:], colours[1:], strict=True)
     ]
-    handles.append(Patch(facecolor="none", edgecolor=_OUTLINE, label="outline: lesion PV > 0.5"))
+    handles.append(Patch(facecolor="none", edgecolor=OUTLINE, label="outline: lesion PV > 0.5"))
     figure.legend(
         handles=handles,
         loc="lower center",
@@ -205,12 +219,14 @@ def _add_legend(figure: Figure, shards: Shards) -> None:
         labelcolor="white",
         bbox_to_anchor=(0.5, _TEXT_IN / figure.get_figheight()),
     )
+
+
+def _add_note(figure: Figure, shards: Shards, orientation: str) -> None:
     what = f"styles: {', '.join(shards.styles)}. " if shards.styles else ""
     figure.text(
         0.5,
         0.25 * _TEXT_IN / figure.get_figheight(),
-        f"{shards.manifest.kind}, {len(shards)} samples. {what}"
-        "Anterior up, left is left (neurological).",
+        f"{shards.manifest.kind}, {len(shards)} samples. {what}{orientation}",
         color="white",
         fontsize=7,
         ha="center",

@@ -5,6 +5,11 @@ A label shard of n rows holds `pv (n, C, X, Y)` uint8 (value / 255), `index (n,)
 rank if the model knows it) and `realised (n, L)` (lesion fractions of the map as stored). An image
 shard copies these rows from its labels and adds `images (n, M, X, Y)` float16 in [0, 1], one per
 style, exactly 0 outside the brain, and `label_index (n,)`.
+
+Vessel trees are labels without conditions (K and L are 0), with the extra arrays that were asked
+for; see `shard_checks`. An angiogram shard holds tree and `images (n, 1, X, Y)`, which show a
+background, and, where a gate looked at them, `gate (n, 2)`: Dice of what a segmenter finds, and
+what it finds far from the vessels as a share of their area.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import os
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,10 +30,11 @@ from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.manifest import Manifest, digest
 from synthgen.core.plan import ShardPlan
 from synthgen.core.schema import LabelSchema
+from synthgen.data.shard_checks import Arrays, expected_names, row_problems
 from synthgen.data.shard_file import check_shard, open_shard, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     import h5py
@@ -44,10 +50,7 @@ __all__ = [
     "verify",
 ]
 
-Arrays = dict[str, npt.NDArray[Any]]
 _OPEN_FILES = 8
-_OUTSIDE = 128
-"""Stored background PV from which a pixel lies outside the brain: more than 0.5 of 255."""
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -164,6 +167,9 @@ class ShardRow:
         images: float32 `(M, X, Y)` in [0, 1], one per style; None in a dataset of labels.
         styles: the M style names.
         label_index: index in the dataset of labels that `pv` was copied from; None in that one.
+        gate: Dice of what a segmenter finds in the image, and what it finds far from the vessels
+            as a share of their area; None where no gate looked.
+        extras: further arrays of a vessel tree by name, as stored; see `shard_checks`.
     """
 
     index: int
@@ -174,6 +180,8 @@ class ShardRow:
     images: npt.NDArray[np.float32] | None = None
     styles: tuple[str, ...] = ()
     label_index: int | None = None
+    gate: tuple[float, float] | None = None
+    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 class Shards:
@@ -246,12 +254,14 @@ class Shards:
             images=images,
             styles=self.styles,
             label_index=int(raw["label_index"]) if "label_index" in raw else None,
+            gate=(float(raw["gate"][0]), float(raw["gate"][1])) if "gate" in raw else None,
+            extras={name: raw[name] for name in self.manifest.identity.get("extras", ())},
         )
 
     @cached_property
     def condition_names(self) -> tuple[str, ...]:
         """What the columns of `condition` are."""
-        return tuple(str(self._open(0).attrs["condition_names"]).split(","))
+        return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
 
     def raw(self, indices: Sequence[int]) -> Arrays:
         """Return rows as stored, stacked in the order of `indices`.
@@ -346,7 +356,7 @@ def verify(
     problems: list[str] = []
     for shard in range(shards.plan.num_shards):
         try:
-            problems.extend(_row_problems(shards, shard, shards.arrays(shard)))
+            problems.extend(_problems(shards, shard))
         except (StoreError, SchemaError, RequestError) as error:
             problems.append(str(error))
         if progress is not None:
@@ -360,39 +370,10 @@ def verify(
     return problems
 
 
-def _row_problems(shards: Shards, shard: int, arrays: Arrays) -> Iterator[str]:
-    """Yield what is wrong inside a shard whose checksum is right."""
-    path = shard_path(shards.folder, shard)
-    wanted = np.asarray(shards.plan.rows(shard))
-    names = ["attempt", "condition", "index", "pv", "realised"]
-    names += ["images", "label_index"] if shards.manifest.kind == "images" else []
-    if sorted(arrays) != sorted(names):
-        yield f"{path}: expected arrays {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}"
-        return
-    short = {name: len(array) for name, array in arrays.items() if len(array) != len(wanted)}
-    if short:
-        yield (
-            f"{path}: expected {len(wanted)} rows, got {short}; "
-            "run the command that makes this dataset again to complete it"
-        )
-        return
-    if not np.array_equal(arrays["index"], wanted):
-        yield f"{path}: expected the indices {wanted[0]} .. {wanted[-1]}, got {arrays['index']}"
-    for index, row in zip(wanted, arrays["pv"], strict=True):
-        try:
-            shards.schema.check(row, f"{path} sample {index}")
-        except SchemaError as error:
-            yield str(error)
-    if "images" in arrays:
-        yield from _image_problems(path, arrays, len(shards.styles))
-
-
-def _image_problems(path: Path, arrays: Arrays, styles: int) -> Iterator[str]:
-    for index, image, pv in zip(arrays["index"], arrays["images"], arrays["pv"], strict=True):
-        where = f"{path} sample {index}"
-        if image.shape != (styles, *pv.shape[1:]):
-            yield f"{where}: expected images of shape {(styles, *pv.shape[1:])}, got {image.shape}"
-        elif not ((image >= 0) & (image <= 1)).all():  # NaN fails both comparisons
-            yield f"{where}: image values must be finite and lie in [0, 1]"
-        elif image[:, pv[0] >= _OUTSIDE].any():
-            yield f"{where}: image is not exactly 0 outside the brain"
+def _problems(shards: Shards, shard: int) -> list[str]:
+    path, arrays = shard_path(shards.folder, shard), shards.arrays(shard)
+    names = expected_names(shards.manifest.kind, shards.manifest.identity)
+    if sorted(arrays) != names:
+        return [f"{path}: expected arrays {', '.join(names)}, got {', '.join(sorted(arrays))}"]
+    rows = shards.plan.rows(shard)
+    return list(row_problems(path, arrays, rows, shards.schema, len(shards.styles)))

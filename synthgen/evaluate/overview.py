@@ -38,6 +38,7 @@ def overview(shards: Shards, n_max: int = 2000) -> Report:
         n_max: most slices to read, spread evenly.
 
     Raises:
+        RequestError: vessel trees or angiograms; see `from_shards`.
         StoreError: a missing or damaged shard.
     """
     whole = from_shards(shards)

@@ -273,7 +273,15 @@ def from_shards(shards: Shards, modalities: Sequence[str] = ()) -> SliceSet:
         shards: the dataset.
         modalities: modalities that the real data have; a style's is the longest one that its
             name ends with (`oasis_flair` is of modality `flair`).
+
+    Raises:
+        RequestError: vessel trees or angiograms, which are no slices of a brain.
     """
+    if shards.schema.is_picture:
+        raise RequestError(
+            f"{shards.folder} holds vessel trees; expected label maps or images of the brain. "
+            "`synthgen verify` checks its rows, `synthgen preview` shows them"
+        )
     count, styles = len(shards), shards.styles
     conditions, lesions = shards.column("condition"), len(shards.schema.lesions)
     shape = shards[0].pv.shape[1:]

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from synthgen.core.manifest import provenance
+from synthgen.export.wording import wording
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -61,7 +62,7 @@ def _front(source: Source, count: int, data_files: Mapping[str, Sequence[str] | 
     size = next((name for limit, name in _SIZES if count < limit), "n>1M")
     listed = [{"split": split, "path": path} for split, path in data_files.items()]
     configs = [{"config_name": "default", "data_files": listed}]
-    tags = ["medical", "brain", "mri", *([] if source.real else ["synthetic"])]
+    tags = [*wording(source).tags, *([] if source.real else ["synthetic"])]
     # JSON values are YAML values.
     lines = [
         "license: other",

@@ -85,6 +85,9 @@ def case_table(source: Source, channels: Sequence[str]) -> CaseTable:
 
 def facts_of(entry: Entry, case: Case) -> dict[str, str | int | float]:
     """Return what a metadata table says of a case."""
+    place: dict[str, int | float] = {}
+    if entry.position is not None:
+        place = {"z": entry.z, "position": round(entry.position, 6)}
     return {
         "case": case.name,
         "style": case.style,
@@ -93,8 +96,7 @@ def facts_of(entry: Entry, case: Case) -> dict[str, str | int | float]:
         "split": entry.split,
         "group": entry.group,
         "index": entry.index,
-        "z": entry.z,
-        "position": round(entry.position, 6),
+        **place,
         **{f"lesion_{name}": share for name, share in entry.lesions.items()},
     }
 

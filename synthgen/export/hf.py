@@ -16,6 +16,7 @@ from pyarrow import parquet
 from synthgen.export.card import card, label_lines
 from synthgen.export.cases import Case, CaseTable, case_table, facts_of
 from synthgen.export.encode import png, to_grey
+from synthgen.export.wording import wording
 from synthgen.export.writer import Closing, Unit
 
 if TYPE_CHECKING:
@@ -111,19 +112,18 @@ class HfWriter:
         count = sum(parquet.read_metadata(tree / unit.last).num_rows for unit in there)
         entries = [entry for unit in there for entry in unit.entries]
         splits = [name for split, name in _SPLITS.items() if split in {e.split for e in entries}]
-        schema = self._source.schema
+        schema, words = self._source.schema, wording(self._source)
         use = (
             f"`datasets.load_dataset(path)`. {count} rows. `label` is the tissue with the largest "
             "partial volume; "
             f"`pv` holds {schema.channels} partial-volume maps (channel, X, Y), uint8, "
-            f"value / 255, summing to 255, in the order of the table. Grey images have "
-            f"{_GREY_BITS} bits, 0 is outside the brain. Rows of a picture are X (left to right), "
-            f"columns Y (posterior to anterior), pixels of {self._source.spacing_mm:g} mm. Rows "
+            f"value / 255, summing to 255, in the order of the table. {words.zero}, stored with "
+            f"{_GREY_BITS} bits. {words.axes}. Rows "
             "with the same `group` show one subject or one label map: keep them in one fold."
         )
         readme = card(
             self._source,
-            title="Brain slices with partial-volume maps",
+            title=f"{words.subject} with partial-volume maps",
             count=count,
             subjects={entry.subject for entry in entries},
             data_files={split: f"data/{split}-*{_SUFFIX}" for split in splits},

@@ -20,6 +20,7 @@ from synthgen.core.manifest import provenance
 from synthgen.export.card import card
 from synthgen.export.encode import nifti as nifti_bytes
 from synthgen.export.tree import json_bytes
+from synthgen.export.wording import wording
 from synthgen.export.writer import Closing, Unit
 
 if TYPE_CHECKING:
@@ -138,10 +139,10 @@ class NiftiWriter:
                 ]
             ),
             "README.md": self._card(participants),
-            **{
-                f"{suffix}.json": json_bytes({"SkullStripped": True}) for suffix in sorted(suffixes)
-            },
         }
+        if not self._source.schema.is_picture:
+            stripped = json_bytes({"SkullStripped": True})
+            files |= {f"{suffix}.json": stripped for suffix in sorted(suffixes)}
         return Closing(files, len(participants))
 
     def _participant_row(self, name: str, volume: _Volume) -> dict[str, str | int | float]:
@@ -156,7 +157,7 @@ class NiftiWriter:
         return {
             "participant_id": name,
             "group": entry.group,
-            "position": round(entry.position, 6),
+            **({} if entry.position is None else {"position": round(entry.position, 6)}),
             **{f"lesion_{tissue}": share for tissue, share in entry.lesions.items()},
         }
 
@@ -176,17 +177,17 @@ class NiftiWriter:
         }
 
     def _card(self, participants: Mapping[str, _Volume]) -> bytes:
+        words = wording(self._source)
         use = (
             f"{len(participants)} subjects, BIDS derivatives. `probseg` files hold partial "
             "volumes in [0, 1] (the header's slope applied); they sum to 1 with the background, "
             "and a tissue without a file is absent. `dseg` is the tissue with the largest one; "
-            f"dseg.tsv names its values. Axes in RAS, pixels of {self._source.spacing_mm:g} mm; "
-            "the middle of the plane lies at 0, which is not where the scanner had it. Images lie "
-            "in [0, 1] and are 0 outside the brain."
+            f"dseg.tsv names its values. {words.volume_axes}; the middle of the plane lies at 0, "
+            f"which is not where the scanner had it. {words.zero}."
         )
         return card(
             self._source,
-            title="Brain slices with partial volumes",
+            title=f"{words.subject} with partial volumes",
             count=len(participants),
             subjects={volume.entries[0].subject for volume in participants.values()},
             data_files={},

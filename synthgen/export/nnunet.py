@@ -18,6 +18,7 @@ from synthgen.export.card import card, label_lines
 from synthgen.export.cases import Case, case_table, facts_of
 from synthgen.export.encode import nifti, png, to_grey
 from synthgen.export.tree import json_bytes
+from synthgen.export.wording import wording
 from synthgen.export.writer import Closing, Unit
 
 if TYPE_CHECKING:
@@ -167,14 +168,12 @@ class NnunetWriter:
         return json.dumps(line).encode() + b"\n"
 
     def _card(self, there: Sequence[tuple[Entry, Case]], *, folded: bool) -> bytes:
-        schema = self._source.schema
+        schema, words = self._source.schema, wording(self._source)
         channels = ", ".join(f"{k} = {name}" for k, name in enumerate(self._table.channels))
         axes = (
-            f"Rows of a PNG are X (left to right), columns Y (posterior to anterior), pixels of "
-            f"{self._source.spacing_mm:g} mm. Images have {self._bits} bits, 0 is outside the "
-            "brain."
+            f"{words.axes}. {words.zero}, stored with {self._bits} bits."
             if self._ending == ".png"
-            else f"Axes in RAS, pixels of {self._source.spacing_mm:g} mm; the "
+            else f"{words.volume_axes}. {words.zero}. The "
             f"{OUT_OF_PLANE_MM:g} mm between slices only tell nnU-Net which axis that is. "
             "nnU-Net sees these files transposed to the PNG form: do not mix the two."
         )

@@ -55,7 +55,7 @@ class Entry:
         group: samples of one group show one subject, or one generated label map: a fold that
             tears them apart leaks.
         z: slice index in the prepared volume; 0 for a generated sample.
-        position: place in the brain, 0 at the foot, 1 at the top.
+        position: place in the brain, 0 at the foot, 1 at the top; None of what is no slice of one.
         lesions: share of the brain that each lesion tissue has.
         pictures: its images, in the order of `Source.image`.
     """
@@ -67,7 +67,7 @@ class Entry:
     split: str
     group: str
     z: int
-    position: float
+    position: float | None
     lesions: Mapping[str, float]
     pictures: tuple[Picture, ...]
 
@@ -118,7 +118,8 @@ class Source:
 
         Raises:
             StoreError: damaged; or values outside [0, 1], not finite, or not exactly 0 where
-                there is only background, which nnU-Net's normalisation would not survive.
+                there is only background, which nnU-Net's normalisation would not survive
+                (angiograms show a background: nothing is asked of theirs).
         """
         image = self.read_image(entry, picture)
         where = f"{self.name} {entry.name} {entry.pictures[picture].style}"
@@ -127,6 +128,8 @@ class Source:
                 f"{where}: image values must be finite and lie in [0, 1]; "
                 "`synthgen verify` lists every bad sample"
             )
+        if self.schema.is_picture:
+            return image
         stray = (image != 0) & (pv[0] == 255)
         if stray.any():
             voxel = tuple(int(i) for i in np.argwhere(stray)[0])
@@ -171,8 +174,9 @@ def _open(path: Path, splits: tuple[str, ...], spacing_mm: float | None) -> Sour
             raise RequestError(f"--spacing-mm: {path} is a training store, which states its own")
         return _from_store(TrainingStore.open(path), splits or SPLITS)
     raise RequestError(
-        f"{path}: nothing to export; expected a dataset made by `synthgen labels` or `images` "
-        f"({MANIFEST}) or a training store made by `synthgen prepare` ({STORE})"
+        f"{path}: nothing to export; expected a dataset made by `synthgen labels`, `images`, "
+        f"`vessels` or `angiograms` ({MANIFEST}) or a training store made by `synthgen prepare` "
+        f"({STORE})"
     )
 
 
@@ -224,7 +228,7 @@ class _LastRow:
 def _shard_entries(shards: Shards) -> tuple[Entry, ...]:
     known = frozenset(MODALITIES.values())
     pictures = tuple(Picture(style, style_modality(style, known)) for style in shards.styles)
-    positions = shards.column("condition")[:, -1]
+    positions = _positions(shards)
     realised = shards.column("realised")
     of_label = shards.column("label_index" if shards.manifest.kind == "images" else "index")
     return tuple(
@@ -236,12 +240,20 @@ def _shard_entries(shards: Shards) -> tuple[Entry, ...]:
             split="train",
             group=f"label-{int(of_label[index]):06d}",
             z=0,
-            position=float(positions[index]),
+            position=positions[index],
             lesions=_shares(shards.schema, realised[index]),
             pictures=pictures,
         )
         for index in range(len(shards))
     )
+
+
+def _positions(shards: Shards) -> list[float] | list[None]:
+    names = shards.condition_names
+    if "position" not in names:
+        return [None] * len(shards)
+    positions: list[float] = shards.column("condition")[:, names.index("position")].tolist()
+    return positions
 
 
 def _shares(

@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from synthgen.generate.acceptance import Acceptance
+from synthgen.generate.angiogram_job import AngiogramJob
 from synthgen.generate.engine import Forecast, Outcome, Progress, forecast, intra_op_threads, run
+from synthgen.generate.gate import Gate, GateReport
 from synthgen.generate.image_job import ImageJob
 from synthgen.generate.jobs import DEFAULT_THREADS, GenerationSettings, Job
 from synthgen.generate.label_job import LabelJob
 from synthgen.generate.redraw import Quarantine, RedrawJob, flagged_labels
-from synthgen.generate.replay import replay, replay_images, replay_labels, workspace_styles
+from synthgen.generate.replay import (
+    replay,
+    replay_angiograms,
+    replay_images,
+    replay_labels,
+    replay_vessels,
+    workspace_styles,
+)
+from synthgen.generate.vessel_job import VesselJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_THREADS",
     "Acceptance",
+    "AngiogramJob",
     "Forecast",
+    "Gate",
+    "GateReport",
     "GenerationSettings",
     "ImageJob",
     "Job",
@@ -32,14 +45,17 @@ __all__ = [
     "Progress",
     "Quarantine",
     "RedrawJob",
+    "VesselJob",
     "flagged_labels",
     "forecast",
     "generate_images",
     "generate_labels",
     "intra_op_threads",
     "replay",
+    "replay_angiograms",
     "replay_images",
     "replay_labels",
+    "replay_vessels",
     "run",
     "workspace_styles",
 ]

@@ -69,7 +69,7 @@ class Job(Protocol):
 
     @property
     def kind(self) -> str:
-        """Either "labels" or "images"."""
+        """One of "labels", "images" and "angiograms"."""
 
     @property
     def schema(self) -> LabelSchema:
@@ -85,7 +85,7 @@ class Job(Protocol):
 
     @property
     def condition_names(self) -> Sequence[str]:
-        """What the columns of `condition` are: lesions, `position`, `csf` if it was asked for."""
+        """What the columns of `condition` are: lesions, `position`, `csf`; of trees nothing."""
 
     @property
     def subjects(self) -> Sequence[str]:

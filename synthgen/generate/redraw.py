@@ -79,7 +79,8 @@ class Quarantine:
         """Open the dataset.
 
         Raises:
-            RequestError: it is not there, synthgen did not make it, or its size has changed.
+            RequestError: it is not there, synthgen did not make it, its size has changed, or it
+                holds vessel trees, which no model remembers.
             StoreError: its manifest is damaged.
         """
         if not (self.dataset / MANIFEST).is_file():
@@ -88,6 +89,11 @@ class Quarantine:
                 f"labels` or `synthgen images` (no {MANIFEST} there); only those are drawn anew"
             )
         shards = Shards(self.dataset)
+        if shards.schema.is_picture:
+            raise RequestError(
+                f"{self.dataset} holds vessel trees, drawn without a model; only label maps of a "
+                "model are drawn anew"
+            )
         if len(shards) != self.total:
             raise RequestError(
                 f"{self.path}: audited {self.total} samples and {self.dataset} holds "

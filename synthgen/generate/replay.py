@@ -8,17 +8,22 @@ import numpy as np
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.generate.acceptance import Acceptance
+from synthgen.generate.angiogram_job import AngiogramJob
 from synthgen.generate.engine import intra_op_threads
 from synthgen.generate.image_job import WORKSPACE_STYLES, ImageJob
 from synthgen.generate.jobs import GenerationSettings, Job
 from synthgen.generate.label_job import LabelJob
+from synthgen.generate.vessel_job import VesselJob
 from synthgen.labels import ConditionRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from synthgen.data.shards import Arrays, Shards
+    from synthgen.generate.gate import Gate
+    from synthgen.generate.vessel_job import VesselDrawer
     from synthgen.images import ImageGenerator
+    from synthgen.images.angiogram import AngiogramRenderer
     from synthgen.labels import LabelGenerator
 
 
@@ -76,6 +81,40 @@ def replay_images(shards: Shards, generator: ImageGenerator) -> ImageJob:
             per_label,
             _settings(identity),
         )
+    except (KeyError, TypeError) as error:
+        raise _incomplete(shards, error) from error
+    _require_same(shards, job)
+    return job
+
+
+def replay_vessels(shards: Shards, generator: VesselDrawer) -> VesselJob:
+    """Return the job that made a dataset of vessel trees.
+
+    Raises:
+        RequestError: the generator is not the one that made it.
+        StoreError: the manifest lacks something.
+    """
+    identity = dict(shards.manifest.identity)
+    try:
+        job = VesselJob(generator, tuple(identity["extras"]), _settings(identity))
+    except (KeyError, TypeError) as error:
+        raise _incomplete(shards, error) from error
+    _require_same(shards, job)
+    return job
+
+
+def replay_angiograms(
+    shards: Shards, generator: VesselDrawer, renderer: AngiogramRenderer, gate: Gate | None
+) -> AngiogramJob:
+    """Return the job that made a dataset of angiograms.
+
+    Raises:
+        RequestError: generator, renderer or gate are not those that made it.
+        StoreError: the manifest lacks something.
+    """
+    identity = dict(shards.manifest.identity)
+    try:
+        job = AngiogramJob(generator, renderer, gate, _settings(identity))
     except (KeyError, TypeError) as error:
         raise _incomplete(shards, error) from error
     _require_same(shards, job)

@@ -10,6 +10,6 @@ FOLDER = Path(__file__).parent
 
 
 def starter_folder(kind: str) -> Path | None:
-    """Return the shipped model of a kind, "labels" or "images"; None if there is none."""
+    """Return the shipped model of a kind, such as "labels"; None if there is none."""
     folder = FOLDER / kind
     return folder if (folder / INDEX).is_file() else None

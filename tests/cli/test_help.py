@@ -21,7 +21,16 @@ def run(*arguments, code=""):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "labels", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "labels", "--help"],
+        ["angiograms", "--help"],
+        ["segment", "darl", "--help"],
+        ["--version"],
+    ],
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\n"
@@ -38,6 +47,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_lists_every_command():
     out = run("--help").stdout
     commands = "demo doctor info prepare train labels images styles evaluate export verify preview"
+    commands += " vessels angiograms segment"
     commands += " replay redraw benchmark"
     missing = [c for c in commands.split() if f" {c} " not in out]
     assert not missing

@@ -13,14 +13,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from exporting import write_store
+from tiny_generators import TinyLabels
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.schema import BRAIN9
+from synthgen.data.shards import Shards
 from synthgen.data.store import StoreWriter
 from synthgen.export import FORMATS, ExportOptions, export, forecast, open_source
 from synthgen.export.tree import MARKER, Tree
+from synthgen.generate import GenerationSettings, generate_labels
+from synthgen.labels import ConditionRange
 
 NONE = ExportOptions()
+SETTINGS = GenerationSettings(batch_size=2, shard_size=4)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -54,6 +59,15 @@ def digests(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_position_is_found_where_the_csf_rank_stands_too(tmp_path):
+    wanted = ConditionRange({"wmh": (0.01, 0.05)}, (0.3, 0.7), (0.0, 1.0))
+    generate_labels(TinyLabels(), wanted, 4, tmp_path / "labels", SETTINGS)
+    shards = Shards(tmp_path / "labels")
+    assert shards.condition_names[-2:] == ("position", "csf")
+    for entry in open_source(tmp_path / "labels").entries:
+        assert entry.position == pytest.approx(shards[entry.index].condition["position"])
 
 
 @pytest.mark.parametrize("to", FORMATS)
