@@ -35,6 +35,8 @@ class PyramidPatchDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc] 
         num_scales: levels of the pyramid.
         num_layers: layers in front of the logits.
         spectral_norm: spectral normalisation on the middle convolutions.
+        padding: padding of every convolution.
+        bias: a bias in the middle convolutions; the instance norm behind them cancels it.
 
     Examples:
         >>> import torch
@@ -52,6 +54,8 @@ class PyramidPatchDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc] 
         num_scales: int = 3,
         num_layers: int = 3,
         spectral_norm: bool = True,
+        padding: int = 2,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         if num_scales < 1 or num_layers < 1:
@@ -60,7 +64,14 @@ class PyramidPatchDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc] 
                 f"{num_scales} and {num_layers}"
             )
         self.scales = nn.ModuleList(
-            _PatchDiscriminator(in_channels, base, num_layers, spectral_norm=spectral_norm)
+            _PatchDiscriminator(
+                in_channels,
+                base,
+                num_layers,
+                spectral_norm=spectral_norm,
+                padding=padding,
+                bias=bias,
+            )
             for _ in range(num_scales)
         )
 
@@ -80,12 +91,18 @@ class PyramidPatchDiscriminator(ModelMixin, ConfigMixin):  # type: ignore[misc] 
 
 class _PatchDiscriminator(nn.Module):
     def __init__(
-        self, in_channels: int, base: int, num_layers: int, *, spectral_norm: bool
+        self,
+        in_channels: int,
+        base: int,
+        num_layers: int,
+        *,
+        spectral_norm: bool,
+        padding: int,
+        bias: bool,
     ) -> None:
         super().__init__()
         widths = [min(base * 2**level, _MAX_CHANNELS) for level in range(num_layers)]
-        self.first = nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=2)
-        # Instance norm follows, which would cancel a bias.
+        self.first = nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=padding)
         self.middle = nn.ModuleList(
             spectral_conv(
                 nn.Conv2d(
@@ -93,14 +110,14 @@ class _PatchDiscriminator(nn.Module):
                     narrow,
                     4,
                     stride=1 if level == num_layers - 1 else 2,
-                    padding=2,
-                    bias=False,
+                    padding=padding,
+                    bias=bias,
                 ),
                 enabled=spectral_norm,
             )
             for level, (wide, narrow) in enumerate(pairwise(widths), start=1)
         )
-        self.last = nn.Conv2d(widths[-1], 1, 4, padding=2)
+        self.last = nn.Conv2d(widths[-1], 1, 4, padding=padding)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = [functional.leaky_relu(self.first(x), _SLOPE)]

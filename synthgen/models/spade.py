@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.core.errors import GeometryError, RequestError
-from synthgen.models.instance_norm import instance_norm
+from synthgen.models.instance_norm import GroupNorm, instance_norm
 from synthgen.models.spectral import spectral_conv
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class SPADENorm(nn.Module):
         hidden: width of the hidden layer (128 in the papers).
         norm: parameter-free norm of x: `instance`, `group` (at most 32 groups) or `batch`.
         style_dim: length of the style code that is added to the hidden layer; None for no style.
+        pv_resize: how pv is brought to the size of x.
+        switchable: without labels, an instance norm with its own weight and bias stands in
+            (Kim et al. 2023, arXiv:2209.14566).
 
     Examples:
         >>> norm = SPADENorm(channels=4, label_channels=2, hidden=8)
@@ -74,6 +77,7 @@ class SPADENorm(nn.Module):
         style_dim: int | None = None,
         *,
         pv_resize: Resize = "area",
+        switchable: bool = False,
     ) -> None:
         super().__init__()
         self.norm = _make_norm(norm, channels)
@@ -82,6 +86,7 @@ class SPADENorm(nn.Module):
         self.style = None if style_dim is None else nn.Linear(style_dim, hidden)
         # One convolution gives gamma (first half) and beta: the same maths, one pass.
         self.modulation = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
+        self.unlabelled = GroupNorm(channels, channels) if switchable else None
 
     def modulate(
         self, pv: Tensor, style: Tensor | None = None, size: tuple[int, int] | None = None
@@ -103,17 +108,23 @@ class SPADENorm(nn.Module):
         gamma, beta = self.modulation(functional.relu(hidden)).chunk(2, dim=1)
         return gamma, beta
 
-    def forward(self, x: Tensor, pv: Tensor, style: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pv: Tensor | None, style: Tensor | None = None) -> Tensor:
         """Return the modulated features.
 
         Args:
             x: `(B, channels, X, Y)`.
-            pv: `(B or 1, label_channels, *S)`; resized to x. A batch of 1 serves all of x.
+            pv: `(B or 1, label_channels, *S)`; resized to x. A batch of 1 serves all of x. None
+                for a switchable norm without labels.
             style: `(B, style_dim)` or None.
 
         Returns:
             `(B, channels, X, Y)`.
         """
+        if pv is None:
+            if self.unlabelled is None:
+                raise RequestError("this SPADE norm is not switchable; pass the labels")
+            plain: Tensor = self.unlabelled(x)
+            return plain
         gamma, beta = self.modulate(pv, style, (x.shape[-2], x.shape[-1]))
         normed = self.norm(x).to(gamma.dtype)
         # normed + (beta + normed * gamma): adding 1 to gamma would round it away in bfloat16.
@@ -133,6 +144,7 @@ class SPADEResBlock(nn.Module):
         style_dim: see `SPADENorm`.
         pv_resize: see `SPADENorm`.
         spectral_norm: spectral normalisation on the block's own convolutions.
+        switchable: see `SPADENorm`.
     """
 
     def __init__(
@@ -146,12 +158,21 @@ class SPADEResBlock(nn.Module):
         *,
         pv_resize: Resize = "area",
         spectral_norm: bool = True,
+        switchable: bool = False,
     ) -> None:
         super().__init__()
         middle = min(in_channels, out_channels)
 
         def spade(channels: int) -> SPADENorm:
-            return SPADENorm(channels, label_channels, hidden, norm, style_dim, pv_resize=pv_resize)
+            return SPADENorm(
+                channels,
+                label_channels,
+                hidden,
+                norm,
+                style_dim,
+                pv_resize=pv_resize,
+                switchable=switchable,
+            )
 
         def conv(wide: int, narrow: int) -> nn.Conv2d:
             return spectral_conv(nn.Conv2d(wide, narrow, 3, padding=1), enabled=spectral_norm)
@@ -167,7 +188,7 @@ class SPADEResBlock(nn.Module):
             shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.conv_s = spectral_conv(shortcut, enabled=spectral_norm)
 
-    def forward(self, x: Tensor, pv: Tensor, style: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pv: Tensor | None, style: Tensor | None = None) -> Tensor:
         """Return `(B, out_channels, X, Y)`; arguments as in `SPADENorm.forward`."""
         shortcut = x
         if self.norm_s is not None and self.conv_s is not None:

@@ -1,12 +1,13 @@
 """Spectral normalisation, exact folding of it for export, and weight initialisation.
 
 Spectral normalisation: Miyato et al. 2018, arXiv:1802.05957. Initialisation: Xavier-normal with
-gain 0.02, as used for SPADE (Park et al. 2019, arXiv:1903.07291).
+gain 0.02, as used for SPADE (Park et al. 2019, arXiv:1903.07291); normal and orthogonal as used
+for DARL (Kim et al. 2023, arXiv:2209.14566).
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar, assert_never
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 ModelT = TypeVar("ModelT", bound=ModelMixin)
+Scheme = Literal["xavier", "normal", "orthogonal"]
 
 
 def spectral_conv(conv: nn.Conv2d, *, enabled: bool) -> nn.Conv2d:
@@ -70,20 +72,36 @@ def fold_spectral_norm(model: ModelT) -> ModelT:
     return folded
 
 
-def initialise_weights(model: nn.Module, generator: torch.Generator, *, gain: float = 0.02) -> None:
-    """Draw all convolution and linear weights in place: Xavier-normal weights, zero biases.
+def initialise_weights(
+    model: nn.Module,
+    generator: torch.Generator,
+    *,
+    gain: float = 0.02,
+    scheme: Scheme = "xavier",
+) -> None:
+    """Draw all convolution and linear weights in place; biases become zero.
 
     Args:
         model: module to initialise; spectrally normalised weights are drawn as well.
         generator: CPU generator, the only source of the draw.
-        gain: Xavier gain (0.02 in the papers).
+        gain: gain of `xavier` and `orthogonal` weights, standard deviation of `normal` ones
+            (0.02 in the papers on SPADE; DARL has `normal` 0.02 and `orthogonal` 1).
+        scheme: the distribution.
     """
     for module in model.modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         weight = _raw_weight(module)
         drawn = torch.empty(weight.shape)
-        nn.init.xavier_normal_(drawn, gain=gain, generator=generator)
+        match scheme:
+            case "xavier":
+                nn.init.xavier_normal_(drawn, gain=gain, generator=generator)
+            case "normal":
+                nn.init.normal_(drawn, std=gain, generator=generator)
+            case "orthogonal":
+                nn.init.orthogonal_(drawn, gain=gain, generator=generator)
+            case _:
+                assert_never(scheme)
         with torch.no_grad():
             weight.copy_(drawn)
             if module.bias is not None:

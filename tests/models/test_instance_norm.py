@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from synthgen.models.instance_norm import instance_norm
+from synthgen.models.instance_norm import GroupNorm, instance_norm
 
 
 def example(dtype, layout):
@@ -41,6 +41,36 @@ def test_bfloat16_gradient_is_within_rounding():
     assert rounded.dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: 0.4 % a rounding, of input, weights, output and two products.
     assert (rounded.float() - exact).norm() < 0.04 * exact.norm()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_and_its_gradients_equal_torch(groups, layout):
+    norm = GroupNorm(groups, 6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = 3 * torch.randn(2, 6, 4, 8, generator=torch.Generator().manual_seed(0)) + 1
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    towards = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
+    inputs = (x, norm.weight, norm.bias)
+    ours, theirs = norm(x), functional.group_norm(x, groups, norm.weight, norm.bias)
+    assert ours.is_contiguous(memory_format=layout)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    expected = torch.autograd.grad((theirs * towards).sum(), inputs)
+    for grad, wanted in zip(
+        torch.autograd.grad((ours * towards).sum(), inputs), expected, strict=True
+    ):
+        assert torch.allclose(grad, wanted, atol=1e-4)
+
+
+def test_group_norm_takes_bfloat16_beside_float32_weights():
+    norm = GroupNorm(2, 6)
+    x = example(torch.float32, torch.channels_last)
+    x = torch.cat([x, x[:, :1]], dim=1).detach().bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm(x).square().sum().backward()
+    assert norm(x).dtype == x.grad.dtype == torch.bfloat16
+    assert norm.weight.grad.dtype == torch.float32
 
 
 def test_a_constant_channel_gives_zeros():
