@@ -63,7 +63,7 @@ def write_model_folder(
     Args:
         folder: the model folder.
         save: writes weights and configurations into the folder it is given; raises OSError.
-        kind: "labels" or "images".
+        kind: "labels", "images" or "angiograms".
         schema: the label schema of its maps.
         card: text of `card.md`.
         record: further content of `synthgen.json`, JSON-able.
@@ -148,7 +148,7 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
 
     Args:
         folder: the model folder.
-        kind: "labels" or "images"; None for any.
+        kind: "labels", "images" or "angiograms"; None for any.
 
     Raises:
         StoreError: no such folder, of another kind, or a file is missing or damaged, by name.

@@ -73,3 +73,10 @@ def safe_name(name: str) -> str:
             "or a leading '.'"
         )
     return name
+
+
+def default_run_dir(out: Path) -> Path:
+    """Return where the run of a model folder keeps its checkpoints: `runs/` beside `models/`."""
+    if out.parent.name == "models":
+        return out.parent.parent / "runs" / out.name
+    return out.with_name(f"{out.name}-run")

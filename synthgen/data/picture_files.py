@@ -176,7 +176,8 @@ def _unit_range(pixels: npt.NDArray[np.generic], path: Path) -> Floats:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > top:
         raise StoreError(f"{path}: values {low}..{high}; expected 16 bits, 0..65535")
-    return (pixels / np.float32(top)).astype(np.float32)
+    shares: Floats = pixels.astype(np.float32) / np.float32(top)
+    return shares
 
 
 def _size(shape: Sequence[int]) -> str:

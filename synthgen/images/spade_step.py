@@ -13,7 +13,7 @@ codes of modalities of the same mean brightness (T1 and FLAIR) separate late.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,7 @@ from synthgen.losses.style import (
 )
 from synthgen.losses.texture import band_energy
 from synthgen.models.spade import draw_noise
+from synthgen.training.adversarial import LinearRate, LossSum, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,18 +76,6 @@ class _Fake:
 
     image: Tensor
     plain: Tensor
-
-
-@dataclass
-class _Losses:
-    """Losses by name, and their weighted sum."""
-
-    values: dict[str, Tensor] = field(default_factory=dict)
-    total: Tensor | float = 0.0
-
-    def add(self, name: str, weight: float, value: Tensor) -> None:
-        self.values[name] = value.detach()
-        self.total = self.total + weight * value
 
 
 class SpadeStep:
@@ -142,12 +131,13 @@ class SpadeStep:
         }
         optimizers: dict[str, Any] = {}
         schedulers: dict[str, Any] = {}
-        decay = _LinearDecay(train.constant * steps_per_unit, train.decay * steps_per_unit)
+        decay = train.decay * steps_per_unit
+        rate = LinearRate(train.constant * steps_per_unit + decay, decay=decay)
         for name, (members, lr) in groups.items():
             parameters = [p for m in members if m in trained for p in trained[m].parameters()]
             if parameters:
                 adam = torch.optim.Adam(parameters, lr=lr, betas=train.betas)
-                schedulers[name] = LambdaLR(adam, decay)
+                schedulers[name] = LambdaLR(adam, rate)
                 optimizers[name] = accelerator.prepare_optimizer(adam)
         self.optimizers: Mapping[str, Any] = optimizers
         self.schedulers: Mapping[str, Any] = schedulers
@@ -207,7 +197,7 @@ class SpadeStep:
         """Forward and backward of both sides, then both optimisers (if gradients are due)."""
         keys = [SampleKey(self._recipe.train.seed, number * len(batch.pv) + i) for i in
                 range(len(batch.pv))]  # fmt: skip
-        losses = _Losses()
+        losses = LossSum()
         with accelerator.autocast():
             code, fake = self._paint(batch, keys, losses, step)
             self._style_losses(batch, keys, code, losses)
@@ -226,7 +216,7 @@ class SpadeStep:
         return losses.values
 
     def _paint(
-        self, batch: ImageBatch, keys: list[SampleKey], losses: _Losses, step: int
+        self, batch: ImageBatch, keys: list[SampleKey], losses: LossSum, step: int
     ) -> tuple[StyleCode, _Fake]:
         """Encode the style image, paint the label; KL and slice consistency."""
         weights = self._weights
@@ -252,7 +242,7 @@ class SpadeStep:
         return _Fake(*(image.float().masked_fill(outside, -1.0) for image in images))
 
     def _style_losses(
-        self, batch: ImageBatch, keys: list[SampleKey], code: StyleCode, losses: _Losses
+        self, batch: ImageBatch, keys: list[SampleKey], code: StyleCode, losses: LossSum
     ) -> None:
         weights = self._weights
         encoder = self.models["style_encoder"]
@@ -276,7 +266,7 @@ class SpadeStep:
         return modality + functional.cross_entropy(logits[:, split:].float(), batch.dataset)
 
     def _adversarial_losses(
-        self, batch: ImageBatch, fake: Tensor, losses: _Losses
+        self, batch: ImageBatch, fake: Tensor, losses: LossSum
     ) -> Tensor | None:
         """Return the discriminators' loss; hinge and feature matching go to the generator."""
         if "discriminator" not in self.models:
@@ -289,7 +279,7 @@ class SpadeStep:
         real = [[f[:half] for f in scale] for scale in seen]
         detached = [[f[half:] for f in scale] for scale in seen]
         loss_d = hinge_discriminator(scale_logits(real), scale_logits(detached))
-        with _frozen(self._raw.discriminator):
+        with frozen(self._raw.discriminator):
             judged = critic(torch.cat([planes, fake], dim=1))
         if weights.adversarial:
             value = hinge_generator(scale_logits(judged))
@@ -308,7 +298,7 @@ class SpadeStep:
             planes.append(modality[:, :, None, None].expand(-1, -1, *batch.pv.shape[2:]))
         return torch.cat(planes, dim=1)
 
-    def _image_losses(self, batch: ImageBatch, fake: _Fake, losses: _Losses) -> None:
+    def _image_losses(self, batch: ImageBatch, fake: _Fake, losses: LossSum) -> None:
         """Add the losses that compare the output with the image that matches the label."""
         weights = self._weights
         if weights.paired_l1:
@@ -348,18 +338,6 @@ class SpadeStep:
         return self._recipe.losses
 
 
-class _LinearDecay:
-    """Factor 1 for `constant` steps, then linear to 0 over `decay` steps."""
-
-    def __init__(self, constant: int, decay: int) -> None:
-        self._constant, self._decay = constant, decay
-
-    def __call__(self, step: int) -> float:
-        if step < self._constant or not self._decay:
-            return 1.0
-        return max(0.0, 1 - (step - self._constant + 1) / (self._decay + 1))
-
-
 def perceptual_weights(num_layers: int) -> list[float]:
     """Return the last of 1/32, 1/16, 1/8, 1/4, 1: the papers' weights, fine to coarse."""
     return [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0][-num_layers:]
@@ -367,16 +345,3 @@ def perceptual_weights(num_layers: int) -> list[float]:
 
 def _generators(keys: list[SampleKey], attempt: int) -> list[torch.Generator]:
     return [SampleKey(k.seed, k.index, attempt).torch(Stream.STYLE) for k in keys]
-
-
-@contextmanager
-def _frozen(model: nn.Module | None) -> Iterator[None]:
-    """Let gradients pass through a model without reaching its parameters."""
-    parameters = [] if model is None else list(model.parameters())
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

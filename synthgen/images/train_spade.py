@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from synthgen.core.errors import RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey, Stream
+from synthgen.core.workspace import default_run_dir
 from synthgen.data.acquisition import AcquisitionAugment
 from synthgen.data.augment import ImageAugment, PvAugment
 from synthgen.data.image_loader import ImageBatches
@@ -82,13 +83,6 @@ def train_images(
         trainer = _Trainer(recipe, recipe.images, store, run_dir, resume, _Budget(max_minutes))
         trainer.train(out)
     return out
-
-
-def default_run_dir(out: Path) -> Path:
-    """Return where the run of a model folder keeps its checkpoints: `runs/` beside `models/`."""
-    if out.parent.name == "models":
-        return out.parent.parent / "runs" / out.name
-    return out.with_name(f"{out.name}-run")
 
 
 class _Budget:

@@ -15,6 +15,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 from synthgen.core.errors import RecipeError, SchemaError
 from synthgen.core.manifest import digest
 from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
+from synthgen.recipe.angiograms import AngiogramRecipe
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
 from synthgen.recipe.images import ImageRecipe
@@ -25,8 +26,8 @@ from synthgen.recipe.yaml12 import parse, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BenchmarkRecipe", "ImageRecipe", "LabelRecipe", "Recipe", "dump", "find_recipe"]
-__all__ += ["list_recipes", "load_recipe"]
+__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "ImageRecipe", "LabelRecipe", "Recipe", "dump"]
+__all__ += ["find_recipe", "list_recipes", "load_recipe"]
 
 
 def _read_schema(value: object) -> LabelSchema:
@@ -63,6 +64,7 @@ class Recipe(Strict):
         label_schema: `schema` in the document: `brain9`, `vessel`, or a list of tissues.
         labels: settings of `synthgen train labels`.
         images: settings of `synthgen train images`.
+        angiograms: settings of `synthgen train angiograms`.
         benchmark: settings of `synthgen benchmark`.
     """
 
@@ -72,12 +74,15 @@ class Recipe(Strict):
     ] = Field(alias="schema")
     labels: LabelRecipe | None = None
     images: ImageRecipe | None = None
+    angiograms: AngiogramRecipe | None = None
     benchmark: BenchmarkRecipe | None = None
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 hex digest of all that a training reads, overrides included."""
-        return digest(self.model_dump(mode="json", by_alias=True, exclude={"benchmark"}))
+        # A section that came later changes no fingerprint where it is absent.
+        absent = {"angiograms"} if self.angiograms is None else set()
+        return digest(self.model_dump(mode="json", by_alias=True, exclude={"benchmark"} | absent))
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:

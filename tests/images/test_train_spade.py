@@ -12,6 +12,7 @@ import torch
 from synthgen.core.errors import RequestError, SchemaError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import LabelSchema, Tissue
+from synthgen.core.workspace import default_run_dir
 from synthgen.data.image_loader import ImageBatches
 from synthgen.data.store import TrainingStore
 from synthgen.images.fit_styles import fit_style_bank
@@ -21,7 +22,6 @@ from synthgen.images.spade_step import SpadeStep, perceptual_weights
 from synthgen.images.train_spade import (
     acquisition_augment,
     build_networks,
-    default_run_dir,
     train_images,
 )
 from synthgen.losses.texture import band_energy

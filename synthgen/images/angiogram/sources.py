@@ -1,0 +1,221 @@
+"""What DARL is trained on, made from real pictures and a tree generator as a recipe says."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from synthgen.core.errors import RequestError
+from synthgen.data.pools import Pool, ThreePools
+from synthgen.data.vessel_images import VesselImages, scale_to
+from synthgen.images.angiogram.backgrounds import Background
+from synthgen.images.angiogram.darl_parts import EvenedPairs, EvenedPools
+from synthgen.images.angiogram.inpaint import find_disc, vessel_free
+from synthgen.images.angiogram.pairs import RenderedPairs
+from synthgen.images.angiogram.physics import PhysicsRenderer
+from synthgen.images.angiogram.randomise import Looks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from synthgen.core.rng import SampleKey
+    from synthgen.core.vessels import Floats, VesselMaps
+    from synthgen.images.angiogram.darl_parts import Pairs, Pools
+    from synthgen.recipe.angiograms import AngiogramRecipe, DataRecipe
+
+
+class TreeSource(Protocol):
+    """Draws vessel trees; sample *i* depends on its key alone."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the trees."""
+
+    def draw(self, keys: Sequence[SampleKey]) -> VesselMaps:
+        """Draw one tree a key."""
+
+
+@dataclass(frozen=True)
+class AngiogramSources:
+    """Where training data come from.
+
+    Attributes:
+        angiograms: real pictures with vessels.
+        backgrounds: real pictures without; needed where the recipe asks for a pool of them.
+        masks: makes the generator of vessel trees for pictures of a size (X, Y), or drawn masks.
+    """
+
+    angiograms: VesselImages
+    backgrounds: VesselImages | None
+    masks: Callable[[tuple[int, int]], TreeSource] | VesselImages
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Data ready for training.
+
+    Attributes:
+        pools: the three pools.
+        pairs: rendered angiograms with their masks, where a loss asks for them.
+        trees: what draws masks; None where they are pictures.
+        backgrounds: what the trained model will paint on.
+        shape: size (X, Y) of the pictures that the model paints.
+        identity: digest of pictures and trees.
+        subjects: real subjects in it.
+    """
+
+    pools: Pools
+    pairs: Pairs | None
+    trees: TreeSource | None
+    backgrounds: tuple[Background, ...]
+    shape: tuple[int, int]
+    identity: Mapping[str, Any]
+    subjects: tuple[str, ...]
+
+
+def prepare(recipe: AngiogramRecipe, sources: AngiogramSources) -> TrainingData:
+    """Scale pictures, take vessels out where asked, and build the pools.
+
+    Raises:
+        RequestError: a pool that the recipe asks for is missing or empty, or pictures are too
+            small.
+        StoreError: a background that is one of the angiograms.
+    """
+    data, train = recipe.data, recipe.train
+    angiograms = _scaled(_some(sources.angiograms, "angiograms"), data)
+    grounds = _grounds(sources, angiograms, data)
+    shape = _square(angiograms)
+    masks, trees, drawn = _masks(sources, data, shape)
+    pools = ThreePools(
+        Pool.of(angiograms),
+        None if data.background == "self" else Pool.of(grounds),
+        masks,
+        crop=data.crop,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        decimate=data.decimate,
+        shared_flips=data.shared_flips,
+    )
+    identity = {
+        "angiograms": _digest(angiograms),
+        "backgrounds": None if data.background == "self" else _digest(grounds),
+        "masks": drawn,
+    }
+    pixel = 2 if data.decimate else 1
+    chosen = _spread(grounds, recipe.use.backgrounds, shape, pixel)
+    pairs: Pairs | None = None
+    if recipe.losses.pairs and trees is not None:
+        pairs = RenderedPairs(
+            trees.draw,
+            PhysicsRenderer("retina" if data.masks == "retina" else "coronary", looks=Looks()),
+            pictures=recipe.losses.pair_pictures,
+            crop=data.crop,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            decimate=data.decimate,
+        )
+    small = (-(-shape[0] // pixel), -(-shape[1] // pixel))
+    shown: Pools = pools
+    if data.contrast == "even":
+        shown, pairs = EvenedPools(pools), None if pairs is None else EvenedPairs(pairs)
+    return TrainingData(shown, pairs, trees, chosen, small, identity, pools.subjects)
+
+
+def _some(images: VesselImages, what: str) -> VesselImages:
+    if not len(images):
+        raise RequestError(f"the pool of {what} is empty; name a folder that holds some")
+    return images
+
+
+def _scaled(images: VesselImages, data: DataRecipe) -> VesselImages:
+    if data.side is not None:
+        return scale_to(images, side=data.side)
+    if data.field_diameter is not None:
+        return scale_to(images, field_diameter=data.field_diameter)
+    return images
+
+
+def _grounds(sources: AngiogramSources, angiograms: VesselImages, data: DataRecipe) -> VesselImages:
+    """Return vessel-free pictures: real ones, or the angiograms with their vessels taken out."""
+    if data.background == "pool":
+        if sources.backgrounds is None:
+            raise RequestError(
+                "the recipe asks for a pool of backgrounds (data.background: pool) and there is "
+                "none; give a folder of them, or override it with `inpainted` or `self`"
+            )
+        return _scaled(_some(sources.backgrounds, "backgrounds"), data)
+    pictures = zip(angiograms.images, angiograms.circles, strict=True)
+    return replace(
+        angiograms, images=tuple(vessel_free(image, circle(row)) for image, row in pictures)
+    )
+
+
+def _masks(
+    sources: AngiogramSources, data: DataRecipe, shape: tuple[int, int]
+) -> tuple[Any, TreeSource | None, Any]:
+    """Return what the pools take for masks, the trees behind it, and what tells it from others."""
+    if isinstance(sources.masks, VesselImages):
+        if data.masks != "pool":
+            raise RequestError(f"the recipe asks for drawn trees (data.masks: {data.masks})")
+        pictures = _scaled(_some(sources.masks, "masks"), data)
+        return Pool.of(pictures), None, _digest(pictures)
+    if data.masks == "pool":
+        raise RequestError(
+            "the recipe asks for a pool of masks (data.masks: pool) and there is none; give a "
+            "folder of them, or override it with the name of a preset"
+        )
+    trees = sources.masks(shape)
+    return trees.draw, trees, dict(trees.identity)
+
+
+def _square(images: VesselImages) -> tuple[int, int]:
+    """Return the largest square that fits into all pictures."""
+    side = min(min(image.shape) for image in images.images)
+    return side, side
+
+
+def _spread(
+    images: VesselImages, most: int, shape: tuple[int, int], pixel: int
+) -> tuple[Background, ...]:
+    """Choose pictures evenly over the list, of `shape`, every other pixel if `pixel` is 2."""
+    count = min(most, len(images))
+    return tuple(
+        _background(images, int(i), shape, pixel)
+        for i in np.linspace(0, len(images) - 1, count).round()
+    )
+
+
+def _background(images: VesselImages, index: int, shape: tuple[int, int], pixel: int) -> Background:
+    image, view = images.images[index], circle(images.circles[index])
+    if view[2] == 0:
+        # Without a round field it must have the size of the trees: its middle is taken.
+        x, y = ((own - wanted) // 2 for own, wanted in zip(image.shape, shape, strict=True))
+        image = image[x : x + shape[0], y : y + shape[1]]
+    disc = find_disc(image, view) if view[2] > 0 else view
+    return Background(
+        image=image[::pixel, ::pixel],
+        name=images.names[index],
+        field=_divided(view, pixel),
+        disc=_divided(disc, pixel),
+        subject=images.identities[index],
+    )
+
+
+def circle(row: Floats) -> tuple[float, float, float]:
+    """Return a row of `VesselImages.circles` as plain numbers."""
+    return float(row[0]), float(row[1]), float(row[2])
+
+
+def _divided(view: tuple[float, float, float], pixel: int) -> tuple[float, float, float]:
+    return view[0] / pixel, view[1] / pixel, view[2] / pixel
+
+
+def _digest(images: VesselImages) -> str:
+    told = hashlib.sha256()
+    for name, image in zip(images.identities, images.images, strict=True):
+        told.update(f"{name} {image.shape}".encode())
+        told.update(np.rint(image * 255).astype(np.uint8).tobytes())
+    return told.hexdigest()[:16]
