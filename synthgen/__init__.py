@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from synthgen.data.shards import Shards
     from synthgen.data.store import TrainingStore
     from synthgen.images import ImageGenerator
+    from synthgen.images.angiogram.darl import AngiogramPipeline
     from synthgen.labels import LabelGenerator
     from synthgen.recipe import Recipe, load_recipe
 
@@ -32,7 +33,9 @@ _HOMES = {
 }
 
 
-def load_pipeline(folder: str | Path, *, device: str = "cpu") -> LabelGenerator | ImageGenerator:
+def load_pipeline(
+    folder: str | Path, *, device: str = "cpu"
+) -> LabelGenerator | ImageGenerator | AngiogramPipeline:
     """Open a model folder, whichever kind of generator it holds.
 
     Args:
@@ -60,7 +63,14 @@ def load_pipeline(folder: str | Path, *, device: str = "cpu") -> LabelGenerator 
             return load_label_generator(folder, device=device)
         case "SpadePipeline":
             return load_image_generator(folder, device=device)
-    raise StoreError(f"{index}: expected a LabelDiffusionPipeline or a SpadePipeline, got {name!r}")
+        case "AngiogramPipeline":
+            from synthgen.images.angiogram.darl import AngiogramPipeline  # noqa: PLC0415
+
+            return AngiogramPipeline.load(folder, device=device)
+    raise StoreError(
+        f"{index}: expected a LabelDiffusionPipeline, SpadePipeline or AngiogramPipeline, "
+        f"got {name!r}"
+    )
 
 
 def __getattr__(name: str) -> object:

@@ -63,8 +63,12 @@ def command(  # noqa: PLR0913 - one parameter for each option
     *,
     n: Annotated[int, typer.Option(help="Samples in all; more than before continues.")],
     mask: Annotated[
-        Preset, typer.Option(help="Which vessels; see `synthgen vessels`.")
-    ] = Preset.CORONARY,
+        Preset | None,
+        typer.Option(
+            help="Which vessels; see `synthgen vessels`. Default: those that the model was trained "
+            "with, else coronary."
+        ),
+    ] = None,
     renderer: Annotated[
         Renderer, typer.Option(help="darl: a trained model. physics: attenuation, no model.")
     ] = Renderer.DARL,
@@ -134,7 +138,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     own = list(pipeline.shape) if pipeline else [DEFAULT_SIZE, DEFAULT_SIZE]
     load: LoadOptions = {
         "renderer": renderer.value,
-        "mask": mask.value,
+        "mask": _mask(mask, pipeline),
         "shape": [size, size] if size is not None else own,
         "dtype": precision.value,
         "backgrounds": str(backgrounds) if backgrounds else None,
@@ -142,7 +146,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     }
     job = angiogram_job(load, pipeline, settings)
     if not as_json and rank == 0:
-        print(f"trees: {mask.value}, {' x '.join(map(str, load['shape']))}")
+        print(f"trees: {load['mask']}, {' x '.join(map(str, load['shape']))}")
         print(f"model: {found.shown if found else PHYSICS}")
         print(f"gate: {f'at most {max_attempts} draws of a sample' if gated else 'none'}")
         print(idle_cores(settings, where, "angiograms") or f"device: {where}")
@@ -176,6 +180,23 @@ def require_sense(
         )
     if renderer is Renderer.PHYSICS and model is not None and not gated:
         raise RequestError("--model means nothing to --renderer physics --no-gate; leave it out")
+
+
+def _mask(mask: Preset | None, pipeline: "AngiogramPipeline | None") -> str:
+    """Return which trees to draw: those asked for, else the model's.
+
+    Raises:
+        RequestError: trees of the heart for a model of the retina, or the other way round.
+    """
+    own = pipeline.masks if pipeline else "pool"
+    if mask is None:
+        return Preset.CORONARY.value if own == "pool" else own
+    if {mask.value, own} == {Preset.CORONARY.value, Preset.RETINA.value}:
+        raise RequestError(
+            f"--mask {mask.value}: the model was trained with {own} trees; leave --mask out, or "
+            "name another --model"
+        )
+    return mask.value
 
 
 def _model(model: Path | None, workspace: Path) -> "FoundModel":

@@ -105,10 +105,13 @@ def test_info_lists_recipes_as_json():
     assert names == [
         "benchmark",
         "brainspade2d",
+        "darl",
+        "darl_small",
         "small",
         "starter_images",
         "starter_labels",
         "tiny",
+        "tiny_vessels",
     ]
 
 

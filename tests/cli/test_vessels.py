@@ -50,6 +50,7 @@ class Model(Threshold):
     """Stands for a trained model of pictures of 64 x 96 pixels."""
 
     shape = (64, 96)
+    masks = "retina"
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_physics_needs_no_model_and_paints_the_trees_of_vessels(mask, synthgen, 
 def test_darl_paints_in_the_size_of_its_model_and_gates(synthgen, model, tmp_path):
     code, out, err = synthgen("angiograms", "--n", 4, *SMALL[2:])
     assert (code, err) == (0, "")
-    assert "trees: coronary, 64 x 96" in out
+    assert "trees: retina, 64 x 96" in out
     assert "gate: at most 4 draws of a sample" in out
     assert "gate: refused 0 of 4 draws (0.0%); 4 of 4 samples pass, 0 are" in out
     folder = tmp_path / "work/angiograms"

@@ -120,6 +120,11 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         return self.record.shape
 
     @property
+    def masks(self) -> str:
+        """Preset of the vessel trees that it was trained with, or "pool" for drawn masks."""
+        return str(self.record.training["masks"])
+
+    @property
     def subjects(self) -> tuple[str, ...]:
         """Real subjects in its training data, those of its backgrounds among them."""
         return self.record.subjects
