@@ -49,6 +49,7 @@ class DarlUse:
         decimate: whether every other row and column was left out then.
         contrast: whether the networks see pictures as they are, or of even contrast; see
             `synthgen.models.contrast`.
+        keep_background: whether what is painted away from vessels gives way to the background.
     """
 
     render_t: int
@@ -58,6 +59,7 @@ class DarlUse:
     field_diameter: float | None = None
     decimate: bool = False
     contrast: Contrast = "as_is"
+    keep_background: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

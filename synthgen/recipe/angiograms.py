@@ -143,12 +143,14 @@ class UseRecipe(Strict):
 
     It paints at a t below `render_t` (1: without noise) on one of `backgrounds` stored
     backgrounds, and segments an image `whole`, in overlapping `tiles` of the training's crop, or
-    as its four pixel phases (`polyphase`).
+    as its four pixel phases (`polyphase`). `keep_background`: away from vessels the background
+    stands as it is, and on them its grain.
     """
 
     render_t: Count
     backgrounds: Count
     segment: Literal["whole", "tiles", "polyphase"]
+    keep_background: bool
 
 
 class AngiogramTrainRecipe(TrainingRecipe):

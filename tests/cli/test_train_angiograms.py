@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from made_up_vessels import pictures
 from PIL import Image
 
 from synthgen.cli import main
-from tests.made_up_vessels import pictures
 
 # Masks that need no numba, whose compilation takes seconds.
 SHORT = ("train.steps=2", "train.sheet_every=2", "generator.base_channels=2", "data.masks=ssvs")

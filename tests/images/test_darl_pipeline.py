@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_up_vessels import Strokes, recipe, sources
+from scipy import ndimage
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.rng import SampleKey
@@ -20,7 +22,6 @@ from synthgen.images.angiogram.sources import prepare
 from synthgen.images.angiogram.train import build_parts
 from synthgen.models.darl_networks import DarlUse
 from synthgen.models.spectral import fold_spectral_norm
-from tests.made_up_vessels import Strokes, recipe, sources
 
 KEYS = [SampleKey(5, i) for i in range(3)]
 USE = DarlUse(render_t=50, segment="tiles", crop=32)
@@ -162,3 +163,19 @@ def test_backgrounds_keep_circles_and_subjects(parts, tmp_path):
     assert np.allclose(read.image, 51 / 255)
     with pytest.raises(RequestError, match="without backgrounds"):
         pipeline.save(tmp_path / "n", record, [])
+
+
+def test_the_background_is_kept_bit_for_bit_away_from_vessels(parts, tmp_path):
+    pipeline, data, folder = parts
+    record = DarlRecord(replace(USE, keep_background=True), data.shape, training={"masks": "pool"})
+    pipeline.save(tmp_path / "kept", record, data.backgrounds)
+    keeping = AngiogramPipeline.load(tmp_path / "kept")
+    maps = Strokes((48, 48)).draw(KEYS)
+    bare = replace(maps, coverage=0 * maps.coverage, path_length=0 * maps.path_length)
+    kept, grounds = keeping.render(maps, KEYS)[:, 0], keeping.render(bare, KEYS)[:, 0]
+    far = np.stack([ndimage.distance_transform_edt(~m) > 5 for m in maps.mask])
+    assert np.array_equal(kept[far], grounds[far])
+    assert np.abs(kept - grounds)[maps.mask].mean() > 0.01
+    assert not np.array_equal(
+        keeping.render(maps, KEYS), AngiogramPipeline.load(folder).render(maps, KEYS)
+    )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_up_vessels import recipe, sources
 from torch.nn import functional
 
 from synthgen.core.errors import SchemaError
@@ -17,7 +18,6 @@ from synthgen.images.angiogram.darl_step import DarlStep, cross_entropy
 from synthgen.images.angiogram.sources import prepare
 from synthgen.images.angiogram.train import build_parts
 from synthgen.runtime import build_accelerator
-from tests.made_up_vessels import recipe, sources
 
 ALL = {
     "diffusion", "background", "cycle", "dice", "cldice", "pairs", "adversarial_mask",

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_up_vessels import pictures, recipe, sources
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.rng import SampleKey
@@ -17,7 +18,6 @@ from synthgen.images.angiogram.darl import AngiogramPipeline
 from synthgen.images.angiogram.sources import prepare
 from synthgen.images.angiogram.train import build_parts, train_angiograms
 from synthgen.recipe import load_recipe
-from tests.made_up_vessels import pictures, recipe, sources
 
 
 def read_losses(folder):

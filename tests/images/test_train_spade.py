@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from images.conftest import write_store
 
 from synthgen.core.errors import RequestError, SchemaError
 from synthgen.core.rng import SampleKey, Stream
@@ -28,7 +29,6 @@ from synthgen.losses.texture import band_energy
 from synthgen.models.classifier import ModalityDatasetClassifier
 from synthgen.models.spade import draw_noise
 from synthgen.runtime import build_accelerator, seeded_init
-from tests.images.conftest import write_store
 
 ALL_LOSSES = {
     "losses__perceptual": 1.0,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_up_vessels import recipe, sources
 
 from synthgen.core.errors import RequestError
 from synthgen.core.schema import VESSEL
@@ -18,7 +19,6 @@ from synthgen.models.darl_inference import PathA
 from synthgen.models.darl_networks import DarlUse
 from synthgen.models.spectral import fold_spectral_norm
 from synthgen.segment.onestep import OneStepSegmenter
-from tests.made_up_vessels import recipe, sources
 
 USE = DarlUse(render_t=1, segment="whole", crop=32)
 

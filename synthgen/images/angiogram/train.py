@@ -154,6 +154,7 @@ class _Trainer:
             section.data.field_diameter,
             section.data.decimate,
             section.data.contrast,
+            section.use.keep_background,
         )
         folded = DarlNetworks(
             fold_spectral_norm(networks.generator).to(accelerator.device),
