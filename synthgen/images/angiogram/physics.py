@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from synthgen.core.errors import RequestError
+from synthgen.core.manifest import digest
 from synthgen.core.rng import Stream
 from synthgen.images.angiogram.backgrounds import chest_from, fundus_from
 from synthgen.images.angiogram.camera import (
@@ -162,7 +163,7 @@ class PhysicsRenderer:
             "kind": self._kind,
             "ranges": numbers.hexdigest(),
             "randomised": self._looks is not None,
-            "backgrounds": [background.digest for background in self._pool],
+            "backgrounds": digest([b.digest for b in self._pool]) if self._pool else None,
         }
 
     @property

@@ -1,7 +1,7 @@
 """The numbers of the presets. A pair is the range of a uniform draw.
 
 Lengths are pixels of the reference picture (512 x 512 coronary and ssvs, 584 x 565 retina) and
-scale with the smaller side. Fitted to public manual masks: see README, "Vessels".
+scale with the smaller side. Fitted to public manual masks: see `benchmarks/realism_vessels.py`.
 """
 
 from __future__ import annotations
