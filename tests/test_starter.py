@@ -42,7 +42,7 @@ def test_what_ships_is_found_and_absence_is_none(monkeypatch, models, tmp_path):
     assert starter.starter_folder("labels") is None
 
 
-@pytest.mark.parametrize("kind", ["labels", "images"])
+@pytest.mark.parametrize("kind", ["labels", "images", "angiograms"])
 def test_what_ships_here_is_whole_and_small(kind):
     """Of this checkout: nothing, or a model that passes every check."""
     folder = starter.starter_folder(kind)
