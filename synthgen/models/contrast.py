@@ -26,11 +26,13 @@ class Evened(NamedTuple):
             field of view is, -1 outside.
         middle: `(B, 1, 1, 1)` mean before.
         reach: `(B, 1, 1, 1)` 3.5 standard deviations before.
+        seen: `(B, 1, X, Y)` where the field of view is.
     """
 
     images: Tensor
     middle: Tensor
     reach: Tensor
+    seen: Tensor
 
     def back(self, images: Tensor, originals: Tensor) -> Tensor:
         """Give changed pictures the contrast that the originals had.
@@ -50,10 +52,11 @@ def even(images: Tensor) -> Evened:
         >>> bool(found.images.mean().abs() < 1e-5), float(found.images.std()) > 0.25
         (True, True)
     """
-    seen = (images > _SEEN).to(images.dtype)
+    bright = images > _SEEN
+    seen = bright.to(images.dtype)
     count = seen.sum((2, 3), keepdim=True).clamp_min(1)
     middle = (images * seen).sum((2, 3), keepdim=True) / count
     spread = ((images - middle).square() * seen).sum((2, 3), keepdim=True) / count
     reach = (_REACH * spread.sqrt()).clamp_min(_FLATTEST)
     spread_out = ((images - middle) / reach).clamp(-1, 1)
-    return Evened(torch.where(seen > 0, spread_out, -1.0), middle, reach)
+    return Evened(torch.where(bright, spread_out, -1.0), middle, reach, bright)

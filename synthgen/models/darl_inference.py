@@ -77,9 +77,16 @@ class PathA:
         return ((masks[..., :x, :y] + 1) / 2).clamp(0, 1)
 
     def _masks(self, images: Tensor) -> Tensor:
-        """Run path A on images of sizes that the networks take."""
+        """Run path A on images of sizes that the networks take.
+
+        Where even contrast is asked for, nothing is found outside the field of view.
+        """
         if self._contrast == "even":
-            images = even(images).images
+            evened = even(images)
+            return self._found(evened.images).where(evened.seen, torch.tensor(-1.0))
+        return self._found(images)
+
+    def _found(self, images: Tensor) -> Tensor:
         weight = next(self._networks.generator.parameters())
         found = []
         for first in range(0, len(images), _TILES_AT_ONCE):

@@ -177,3 +177,14 @@ def test_bfloat16_finds_nearly_the_same(folder):
     assert half.identity["dtype"] == "bfloat16"
     apart = np.abs(full.segment(picture) - half.segment(picture))
     assert 0 < apart.mean() < 0.02
+
+
+def test_nothing_is_found_outside_the_field_of_view_of_even_pictures(folder):
+    networks = OneStepSegmenter.load(folder)._path_a._networks
+    picture = images(1, 1, 32, 32) * 0.3 + 0.4
+    picture[..., :10, :] = 0
+    found = PathA(networks, "tiles", 32, contrast="even")(picture)
+    assert (found[..., :10, :] == 0).all()
+    assert found[..., 10:, :].any()
+    brighter = PathA(networks, "tiles", 32, contrast="even")((picture + 0.1) * (picture > 0))
+    assert torch.allclose(found, brighter, atol=1e-4)
