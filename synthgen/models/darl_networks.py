@@ -50,6 +50,8 @@ class DarlUse:
         contrast: whether the networks see pictures as they are, or of even contrast; see
             `synthgen.models.contrast`.
         keep_background: whether what is painted away from vessels gives way to the background.
+        share: `synthgen.models.contrast.Evened.share` of real crops with many vessels; 1 where
+            pictures are seen as they are.
     """
 
     render_t: int
@@ -60,6 +62,7 @@ class DarlUse:
     decimate: bool = False
     contrast: Contrast = "as_is"
     keep_background: bool = False
+    share: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

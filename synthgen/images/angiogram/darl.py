@@ -22,7 +22,7 @@ from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.images.angiogram.background_file import read_backgrounds, write_backgrounds
 from synthgen.images.angiogram.backgrounds import chest_from, fundus_from
 from synthgen.images.angiogram.fields import between, inside, sign
-from synthgen.models.contrast import even
+from synthgen.models.contrast import even_locally
 from synthgen.models.darl_inference import PathA, next_multiple, pad_to
 from synthgen.models.darl_networks import (
     KIND,
@@ -167,7 +167,9 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         if use.render_t > 1:
             noise = torch.stack([torch.randn((1, *shape), generator=g) for g in generators])
         shown = [torch.from_numpy(array[:, None]).float() * 2 - 1 for array in (grounds, maps.mask)]
-        evened = even(shown[0]) if use.contrast == "even" else None
+        evened = None
+        if use.contrast == "even":
+            evened = even_locally(shown[0], use.crop, use.share)
         painted, _ = self._networks.paint(
             self._fit(shown[0] if evened is None else evened.images).to(device),
             self._fit(shown[1]).to(device),
@@ -283,12 +285,14 @@ def _on_background(painted: Floats, ground: Floats, mask: npt.NDArray[np.bool_])
     """Keep what was painted on vessels and near them; elsewhere the background as it was.
 
     On vessels stands the background's grain too, which a generator that works at a quarter of the
-    size cannot make. SSVS (Ma et al. 2021) composes so as well.
+    size cannot make; and as vessels only darken what lies behind them, nothing gets brighter. SSVS
+    (Ma et al. 2021) keeps the background as well.
     """
     far = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
     share = np.clip((_REACH_PX - far) / (_REACH_PX - _WHOLE_PX), 0, 1)
     smooth = ndimage.gaussian_filter(ground, _GRAIN_PX)
-    kept: Floats = np.clip(ground + share * (painted - smooth), 0, 1).astype(np.float32)
+    darker = share * np.minimum(painted - smooth, 0)
+    kept: Floats = np.clip(ground + darker, 0, 1).astype(np.float32)
     return kept
 
 

@@ -155,6 +155,7 @@ class _Trainer:
             section.data.decimate,
             section.data.contrast,
             section.use.keep_background,
+            data.share,
         )
         folded = DarlNetworks(
             fold_spectral_norm(networks.generator).to(accelerator.device),
