@@ -19,8 +19,8 @@ from synthgen.core.schema import VESSEL
 from synthgen.data.shards import Shards
 from synthgen.data.vessel_images import read_vessel_images, scale_to
 from synthgen.evaluate.ridges import frangi_mask, sato_mask
-from synthgen.images.angiogram.backgrounds import Background
-from synthgen.images.angiogram.inpaint import find_disc, vessel_free
+from synthgen.images.angiogram.fields import circle
+from synthgen.images.angiogram.inpaint import fundus_background
 from synthgen.images.angiogram.physics import PhysicsRenderer
 from synthgen.labels.vessels import VesselGenerator
 from synthgen.segment.crops import Augmentation, Crops
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from synthgen.core.vessels import VesselMaps
     from synthgen.data.vessel_images import VesselImages
+    from synthgen.images.angiogram.backgrounds import Background
     from synthgen.segment import Segmenter
 
     Floats = npt.NDArray[np.float32]
@@ -140,15 +141,9 @@ def coronary(folder: Path) -> Task:
 
 
 def _background(shown: VesselImages, number: int) -> Background:
-    image, (x, y, radius) = shown.images[number], map(float, shown.circles[number])
-    field = (x, y, radius)
-    return Background(
-        vessel_free(image, field),
-        shown.names[number],
-        field,
-        find_disc(image, field),
-        shown.identities[number],
-    )
+    field = circle(shown.circles[number])
+    name, subject = shown.names[number], shown.identities[number]
+    return fundus_background(shown.images[number], field, name, subject)
 
 
 def _cases(held: VesselImages) -> tuple[Case, ...]:

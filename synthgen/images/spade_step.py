@@ -12,7 +12,6 @@ codes of modalities of the same mean brightness (T1 and FLAIR) separate late.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.losses.adversarial import (
@@ -38,10 +36,11 @@ from synthgen.losses.style import (
 )
 from synthgen.losses.texture import band_energy
 from synthgen.models.spade import draw_noise
-from synthgen.training.adversarial import LinearRate, LossSum, frozen
+from synthgen.training.adversarial import Adams, LinearRate, LossSum, averaged, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
@@ -129,18 +128,15 @@ class SpadeStep:
             name: EMAModel(trained[name].parameters(), decay=train.ema_decay)
             for name in ("generator", "style_encoder")
         }
-        optimizers: dict[str, Any] = {}
-        schedulers: dict[str, Any] = {}
         decay = train.decay * steps_per_unit
         rate = LinearRate(train.constant * steps_per_unit + decay, decay=decay)
-        for name, (members, lr) in groups.items():
-            parameters = [p for m in members if m in trained for p in trained[m].parameters()]
-            if parameters:
-                adam = torch.optim.Adam(parameters, lr=lr, betas=train.betas)
-                schedulers[name] = LambdaLR(adam, rate)
-                optimizers[name] = accelerator.prepare_optimizer(adam)
-        self.optimizers: Mapping[str, Any] = optimizers
-        self.schedulers: Mapping[str, Any] = schedulers
+        sides = {
+            name: ([trained[m] for m in members if m in trained], lr)
+            for name, (members, lr) in groups.items()
+        }
+        self._adams = Adams.of(sides, train.betas, rate, accelerator)
+        self.optimizers = self._adams.optimizers
+        self.schedulers = self._adams.schedulers
 
     def step(self, accelerator: Accelerator, step: int) -> dict[str, float | Tensor]:
         """Make one step of every optimiser; see `TrainStep.step`."""
@@ -176,20 +172,9 @@ class SpadeStep:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Put the moving averages into generator and style encoder for a while, in eval mode."""
-        models = {name: getattr(self._raw, name) for name in self.ema}
-        for name, ema in self.ema.items():
-            ema.store(models[name].parameters())
-            ema.copy_to(models[name].parameters())
-            models[name].eval()
-        try:
-            yield
-        finally:
-            for name, ema in self.ema.items():
-                ema.restore(models[name].parameters())
-                models[name].train()
+        return averaged({name: getattr(self._raw, name) for name in self.ema}, self.ema)
 
     def _micro_batch(
         self, accelerator: Accelerator, batch: ImageBatch, step: int, number: int
@@ -207,12 +192,7 @@ class SpadeStep:
             accelerator.backward(loss_d)
             losses.values["discriminator"] = loss_d.detach()
         accelerator.backward(losses.total)
-        for optimizer in self.optimizers.values():
-            if self._recipe.train.clip_norm and accelerator.sync_gradients:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                accelerator.clip_grad_norm_(parameters, self._recipe.train.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+        self._adams.step(accelerator, self._recipe.train.clip_norm)
         return losses.values
 
     def _paint(

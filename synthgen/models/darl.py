@@ -27,7 +27,8 @@ from synthgen.models.discriminators import PyramidPatchDiscriminator
 from synthgen.models.instance_norm import instance_norm
 from synthgen.models.spade import SLOPE, Resize, SPADEResBlock
 
-_REDUCTION = 4
+GENERATOR_REDUCTION = 4
+"""Sides of its input must be divisible by this."""
 _REACH = 3
 
 
@@ -95,7 +96,7 @@ class DarlGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         Raises:
             RequestError: a side is not divisible, or the mask has another size.
         """
-        require_divisible("DarlGenerator", x_t, _REDUCTION)
+        require_divisible("DarlGenerator", x_t, GENERATOR_REDUCTION)
         x = torch.cat([x_t, eps], dim=1).to(self.stem.weight.dtype)
         x = functional.relu(instance_norm(self.stem(x)))
         for conv in self.down:

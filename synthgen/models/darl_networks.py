@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from synthgen.core.errors import StoreError
 from synthgen.core.model_folder import ModelFolder, read_model_folder
-from synthgen.models.darl import DarlGenerator
+from synthgen.models.darl import GENERATOR_REDUCTION, DarlGenerator
 from synthgen.models.darl_unet import NoisePredictor
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 KIND = "angiograms"
 """Kind of the model folder."""
-GENERATOR_REDUCTION = 4
 View = Literal["whole", "tiles", "polyphase"]
 DTypeName = Literal["float32", "bfloat16"]
 Contrast = Literal["as_is", "even"]

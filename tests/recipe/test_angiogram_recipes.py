@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from synthgen.core.errors import RecipeError
-from synthgen.recipe import dump, load_recipe
+from synthgen.models import darl
+from synthgen.recipe import angiograms, dump, load_recipe
 
 
 @pytest.mark.parametrize("name", ["darl", "darl_small", "tiny_vessels"])
@@ -68,3 +69,7 @@ def test_the_ablation_without_diffusion_is_a_null():
     recipe = load_recipe("tiny_vessels", ["angiograms.noise_predictor=null"])
     assert recipe.angiograms.noise_predictor is None
     assert recipe.angiograms.reduction == 4
+
+
+def test_the_recipe_knows_what_the_generator_shrinks_by():
+    assert angiograms.GENERATOR_REDUCTION == darl.GENERATOR_REDUCTION

@@ -9,13 +9,13 @@ from synthgen.core.errors import RequestError
 from synthgen.data.vessel_images import read_vessel_images, scale_to
 from synthgen.data.vessel_layouts import layout_of
 from synthgen.images.angiogram.backgrounds import Background
+from synthgen.images.angiogram.fields import circle
 from synthgen.images.angiogram.inpaint import find_disc, vessel_free
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from synthgen.data.vessel_images import VesselImages
-    from synthgen.images.angiogram.fields import Circle
 
 _WITH_VESSELS = ("drive", "chase")
 """Data sets that hold no vessel-free pictures: theirs are made so."""
@@ -49,14 +49,19 @@ def read_background_folder(
                 f"{shape[0]} x {shape[1]}; crop or resize it, or draw trees of its --size"
             )
     if freed:
-        views = [_circle(pictures, index) for index in range(len(pictures))]
-        images = zip(pictures.images, views, strict=True)
-        pictures = replace(pictures, images=tuple(vessel_free(*pair) for pair in images))
-    return [_background(pictures, index) for index in range(len(pictures))]
+        pictures = without_vessels(pictures)
+    return [background_of(pictures, index) for index in range(len(pictures))]
 
 
-def _background(pictures: VesselImages, index: int) -> Background:
-    image, view = pictures.images[index], _circle(pictures, index)
+def without_vessels(pictures: VesselImages) -> VesselImages:
+    """Return pictures whose vessels were removed by rule."""
+    pairs = zip(pictures.images, pictures.circles, strict=True)
+    return replace(pictures, images=tuple(vessel_free(image, circle(row)) for image, row in pairs))
+
+
+def background_of(pictures: VesselImages, index: int) -> Background:
+    """Return a picture without vessels as a background; its disc is sought in round fields."""
+    image, view = pictures.images[index], circle(pictures.circles[index])
     return Background(
         image=image,
         name=pictures.files[index].name,
@@ -64,8 +69,3 @@ def _background(pictures: VesselImages, index: int) -> Background:
         disc=find_disc(image, view) if view[2] > 0 else view,
         subject=pictures.identities[index],
     )
-
-
-def _circle(pictures: VesselImages, index: int) -> Circle:
-    x, y, radius = pictures.circles[index].tolist()
-    return x, y, radius

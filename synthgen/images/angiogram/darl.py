@@ -21,7 +21,7 @@ from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.images.angiogram.background_file import read_backgrounds, write_backgrounds
 from synthgen.images.angiogram.backgrounds import chest_from, fundus_from
-from synthgen.images.angiogram.fields import between, inside, sign
+from synthgen.images.angiogram.fields import between, circle, inside, sign
 from synthgen.models.contrast import even_locally
 from synthgen.models.darl_inference import PathA, next_multiple, pad_to
 from synthgen.models.darl_networks import (
@@ -183,7 +183,7 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         if use.keep_background:
             pairs = zip(image[:, 0], grounds, maps.mask, strict=True)
             image = np.stack([_on_background(*pair) for pair in pairs])[:, None]
-        seen = np.stack([inside(_circle(row), shape) for row in maps.field])[:, None]
+        seen = np.stack([inside(circle(row), shape) for row in maps.field])[:, None]
         result: Floats = image * seen
         return result
 
@@ -213,7 +213,7 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         scene = key.numpy(Stream.BACKGROUND)
         chosen = self._backgrounds[scene.integers(len(self._backgrounds))]
         shape = (maps.coverage.shape[1], maps.coverage.shape[2])
-        view, disc = _circle(maps.field[index]), _circle(maps.disc[index])
+        view, disc = circle(maps.field[index]), circle(maps.disc[index])
         if view[2] > 0:
             turn, mirrored = between(scene, (0.0, 2 * np.pi)), sign(scene) > 0
             return fundus_from(chosen, shape, view, disc, turn=turn, mirrored=mirrored)
@@ -294,7 +294,3 @@ def _on_background(painted: Floats, ground: Floats, mask: npt.NDArray[np.bool_])
     darker = share * np.minimum(painted - smooth, 0)
     kept: Floats = np.clip(ground + darker, 0, 1).astype(np.float32)
     return kept
-
-
-def _circle(row: Floats) -> tuple[float, float, float]:
-    return float(row[0]), float(row[1]), float(row[2])

@@ -16,7 +16,6 @@ noise of its own for each path, a moving average of the weights.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images.angiogram.darl_parts import check_batch
@@ -34,10 +32,11 @@ from synthgen.losses.reconstruction import l1
 from synthgen.losses.vessels import background_preservation, centreline_dice, ramp, soft_dice
 from synthgen.models.darl_networks import DarlNetworks
 from synthgen.runtime import place
-from synthgen.training.adversarial import LinearRate, LossSum, frozen
+from synthgen.training.adversarial import Adams, LinearRate, LossSum, averaged, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     import numpy.typing as npt
     from accelerate import Accelerator
@@ -102,21 +101,14 @@ class DarlStep:
             for name, network in parts.painters.items()
             if train.ema_decay
         }
-        groups = {
-            "generator": (list(parts.painters), train.lr_generator),
-            "discriminator": (list(critics), train.lr_discriminator),
+        sides = {
+            "generator": (list(parts.painters.values()), train.lr_generator),
+            "discriminator": (list(critics.values()), train.lr_discriminator),
         }
         rate = LinearRate(train.steps, warmup=train.warmup, decay=train.decay)
-        optimizers: dict[str, Any] = {}
-        schedulers: dict[str, Any] = {}
-        for name, (members, lr) in groups.items():
-            parameters = [p for member in members for p in raw[member].parameters()]
-            if parameters:
-                adam = torch.optim.Adam(parameters, lr=lr, betas=train.betas)
-                schedulers[name] = LambdaLR(adam, rate)
-                optimizers[name] = accelerator.prepare_optimizer(adam)
-        self.optimizers: Mapping[str, Any] = optimizers
-        self.schedulers: Mapping[str, Any] = schedulers
+        self._adams = Adams.of(sides, train.betas, rate, accelerator)
+        self.optimizers = self._adams.optimizers
+        self.schedulers = self._adams.schedulers
 
     def step(self, accelerator: Accelerator, step: int) -> dict[str, float | Tensor]:
         """Make one step of both optimisers; see `TrainStep.step`."""
@@ -167,22 +159,9 @@ class DarlStep:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Put the networks into eval mode for a while, with moving averages where there are."""
-        networks = self._parts.painters
-        for network in networks.values():
-            network.eval()
-        for name, ema in self.ema.items():
-            ema.store(networks[name].parameters())
-            ema.copy_to(networks[name].parameters())
-        try:
-            yield
-        finally:
-            for name, ema in self.ema.items():
-                ema.restore(networks[name].parameters())
-            for network in networks.values():
-                network.train()
+        return averaged(self._parts.painters, self.ema)
 
     def _micro_batch(self, accelerator: Accelerator, step: int, number: int) -> dict[str, Tensor]:
         """Forward and backward of both sides, then both optimisers (if gradients are due)."""
@@ -208,7 +187,7 @@ class DarlStep:
         accelerator.backward(losses.total)
         if critics is not None:
             accelerator.backward(critics)
-        self._optimise(accelerator)
+        self._adams.step(accelerator, self._recipe.train.clip_norm)
         return losses.values
 
     def _draw(self, keys: list[SampleKey], like: Tensor) -> _Draws:
@@ -308,14 +287,6 @@ class DarlStep:
             terms.append(lsgan_discriminator([s[:half] for s in told], [s[half:] for s in told]))
             losses.values[f"discriminator_{name}"] = terms[-1].detach()
         return torch.stack(terms).sum() if terms else None
-
-    def _optimise(self, accelerator: Accelerator) -> None:
-        for optimizer in self.optimizers.values():
-            if self._recipe.train.clip_norm and accelerator.sync_gradients:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                accelerator.clip_grad_norm_(parameters, self._recipe.train.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
 
 
 def cross_entropy(found: Tensor, masks: Tensor) -> Tensor:

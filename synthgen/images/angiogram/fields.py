@@ -21,6 +21,12 @@ FRAME = 512
 """Side of the frame, in pixels, for which lengths and attenuations per pixel are stated."""
 
 
+def circle(row: Floats) -> Circle:
+    """Return a circle of an array of them as plain numbers."""
+    x, y, radius = row.tolist()
+    return x, y, radius
+
+
 def between(rng: np.random.Generator, limits: Range) -> float:
     """Draw uniformly from `limits`; equal limits are that value."""
     return limits[0] + (limits[1] - limits[0]) * float(rng.random())

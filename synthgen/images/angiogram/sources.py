@@ -12,9 +12,8 @@ import torch
 from synthgen.core.errors import RequestError
 from synthgen.data.pools import Pool, ThreePools
 from synthgen.data.vessel_images import VesselImages, scale_to
-from synthgen.images.angiogram.backgrounds import Background
+from synthgen.images.angiogram.background_folder import background_of, without_vessels
 from synthgen.images.angiogram.darl_parts import EvenedPairs, EvenedPools
-from synthgen.images.angiogram.inpaint import find_disc, vessel_free
 from synthgen.images.angiogram.pairs import RenderedPairs
 from synthgen.images.angiogram.physics import PhysicsRenderer
 from synthgen.images.angiogram.randomise import Looks
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from synthgen.core.rng import SampleKey
-    from synthgen.core.vessels import Floats, VesselMaps
+    from synthgen.core.vessels import VesselMaps
+    from synthgen.images.angiogram.backgrounds import Background
     from synthgen.images.angiogram.darl_parts import Pairs, Pools
+    from synthgen.images.angiogram.fields import Circle
     from synthgen.recipe.angiograms import AngiogramRecipe, DataRecipe
 
 _MEASURED = 64
@@ -172,10 +173,7 @@ def _grounds(sources: AngiogramSources, angiograms: VesselImages, data: DataReci
                 "none; give a folder of them, or override it with `inpainted` or `self`"
             )
         return _scaled(_some(sources.backgrounds, "backgrounds"), data)
-    pictures = zip(angiograms.images, angiograms.circles, strict=True)
-    return replace(
-        angiograms, images=tuple(vessel_free(image, circle(row)) for image, row in pictures)
-    )
+    return without_vessels(angiograms)
 
 
 def _masks(
@@ -214,27 +212,22 @@ def _spread(
 
 
 def _background(images: VesselImages, index: int, shape: tuple[int, int], pixel: int) -> Background:
-    image, view = images.images[index], circle(images.circles[index])
-    if view[2] == 0:
+    whole = background_of(images, index)
+    image = whole.image
+    if whole.field[2] == 0:
         # Without a round field it must have the size of the trees: its middle is taken.
         x, y = ((own - wanted) // 2 for own, wanted in zip(image.shape, shape, strict=True))
         image = image[x : x + shape[0], y : y + shape[1]]
-    disc = find_disc(image, view) if view[2] > 0 else view
-    return Background(
+    return replace(
+        whole,
         image=image[::pixel, ::pixel],
         name=images.names[index],
-        field=_divided(view, pixel),
-        disc=_divided(disc, pixel),
-        subject=images.identities[index],
+        field=_divided(whole.field, pixel),
+        disc=_divided(whole.disc, pixel),
     )
 
 
-def circle(row: Floats) -> tuple[float, float, float]:
-    """Return a row of `VesselImages.circles` as plain numbers."""
-    return float(row[0]), float(row[1]), float(row[2])
-
-
-def _divided(view: tuple[float, float, float], pixel: int) -> tuple[float, float, float]:
+def _divided(view: Circle, pixel: int) -> Circle:
     return view[0] / pixel, view[1] / pixel, view[2] / pixel
 
 
