@@ -32,8 +32,8 @@ from synthgen.core.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from synthgen.benchmark.tissues import TissueGroups
-    from synthgen.export.rows import Entry, Pixels, Pv, Source
+    from synthgen.core.tissue_groups import TissueGroups
+    from synthgen.data.rows import Entry, Pixels, Pv, Source
 
     Paint = Callable[["Case", Pv], Pixels]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from synthgen.benchmark.arm_store import Paint, Volume
     from synthgen.benchmark.spec import Sources, Spec
-    from synthgen.export.rows import Entry, Pixels, Pv, Source
+    from synthgen.data.rows import Entry, Pixels, Pv, Source
 
 TEST = "test"
 CASE_BYTES = 60_000

@@ -12,18 +12,18 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from synthgen.benchmark.arms import REFERENCE, Arm, Part, Stage, build_arms
-from synthgen.benchmark.tissues import DEFAULT_TISSUES, TissueGroups
 from synthgen.core.errors import GeometryError, LeakageError, RequestError, StoreError
 from synthgen.core.manifest import digest, provenance, write_atomic
+from synthgen.core.tissue_groups import DEFAULT_TISSUES, TissueGroups
+from synthgen.data.rows import open_source
 from synthgen.data.sources import MODALITIES
-from synthgen.export.rows import open_source
 from synthgen.recipe.benchmark import BudgetRecipe, ProxyRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from synthgen.export.rows import Entry, Source
+    from synthgen.data.rows import Entry, Source
     from synthgen.recipe.benchmark import BenchmarkRecipe
 
 FORMAT = "synthgen-benchmark/1"

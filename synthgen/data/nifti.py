@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAX_VOXELS = 2**30
 MAX_SPACING_MM = 20.0
+_ROBUST = (0.5, 99.5)
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,15 +67,44 @@ def read_maps(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(np.moveaxis(data, -1, 0)), volume.grid, path)
 
 
-def read_labels(path: Path) -> Volume:
+def normalise(image: npt.NDArray[np.floating | np.integer]) -> npt.NDArray[np.float32]:
+    """Scale a whole volume to [0, 1]: percentiles 0.5 and 99.5 of what is not 0 become the ends.
+
+    Robust to hot voxels and to how much air surrounds a head; zeros of a skull-stripped volume
+    stay 0. One scale for all of a volume, never one for each patch or slice.
+
+    Args:
+        image: one channel `(*S)`, any units.
+
+    Returns:
+        float32 `(*S)` in [0, 1]; all 0 where all voxels are equal.
+    """
+    values = image[image != 0]
+    low, high = np.percentile(values, _ROBUST) if values.size else (0.0, 0.0)
+    if high <= low:
+        low, high = float(image.min()), float(image.max())
+    scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
+    clipped: npt.NDArray[np.float32] = scaled.clip(0, 1)
+    return clipped
+
+
+def read_labels(path: Path, *, may_be_empty: bool = False) -> Volume:
     """Read an integer label map `(X, Y, Z)` as int32.
+
+    Args:
+        path: the file.
+        may_be_empty: whether one value everywhere is a label map as well.
 
     Raises:
         StoreError: unreadable, truncated, not NIfTI, or no label but one.
         GeometryError: not 3-D, or an absurd header.
         SchemaError: values that are not integers.
     """
-    volume = read_image(path)
+    if may_be_empty:
+        volume = _read(path)
+        _require_3d(volume)
+    else:
+        volume = read_image(path)
     labels = np.rint(volume.data)
     if np.abs(labels - volume.data).max() > 1e-3:
         value = float(volume.data[np.abs(labels - volume.data) > 1e-3][0])
@@ -100,15 +132,36 @@ def _require_3d(volume: Volume) -> None:
         )
 
 
-def _read(path: Path) -> Volume:
-    """Read any NIfTI file to RAS float32, trailing axes of length 1 dropped."""
+def read_geometry(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return a volume's shape and voxel size in mm along the axes of RAS, from its header alone.
+
+    Raises:
+        StoreError: unreadable, or not NIfTI.
+        GeometryError: not 3-D, or an absurd header.
+    """
+    with _readable(path):
+        image = _load(path)
+        shape, affine = tuple(int(n) for n in image.shape), np.asarray(image.affine)
+        axes = nib.io_orientation(affine)[:, 0].argsort()  # type: ignore[no-untyped-call]
+    if len(shape) != 3:
+        raise GeometryError(f"{path}: expected a 3-D volume, its header says shape {shape}")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return tuple(shape[a] for a in axes), tuple(float(spacing[a]) for a in axes)
+
+
+def _load(path: Path) -> Nifti1Image:
+    image = nib.load(path)
+    if not isinstance(image, Nifti1Image):  # NIfTI-2 is a subclass
+        raise StoreError(f"{path}: expected NIfTI, got {type(image).__name__}; convert it")
+    _check_header(path, image)
+    return image
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what nibabel raises into one line."""
     try:
-        image = nib.load(path)
-        if not isinstance(image, Nifti1Image):  # NIfTI-2 is a subclass
-            raise StoreError(f"{path}: expected NIfTI, got {type(image).__name__}; convert it")
-        _check_header(path, image)
-        image = nib.as_closest_canonical(image)  # type: ignore[no-untyped-call]
-        data = np.asarray(image.dataobj, dtype=np.float32)
+        yield
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
@@ -117,6 +170,13 @@ def _read(path: Path) -> Volume:
         raise StoreError(
             f"{path}: not a readable NIfTI file, perhaps truncated ({error}); fetch it again"
         ) from error
+
+
+def _read(path: Path) -> Volume:
+    """Read any NIfTI file to RAS float32, trailing axes of length 1 dropped."""
+    with _readable(path):
+        image = nib.as_closest_canonical(_load(path))  # type: ignore[no-untyped-call]
+        data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if not np.isfinite(data).all():

@@ -122,6 +122,22 @@ def read_drawn_mask(path: Path) -> Floats:
     return coverage
 
 
+def read_label_map(path: Path) -> npt.NDArray[np.int32]:
+    """Read label values `(X, Y)` from a grey picture of 8 or 16 bits.
+
+    Raises:
+        StoreError: unreadable, or in colour: a palette stands for label values in some programs,
+            and which values is lost.
+    """
+    pixels = _decode(path)
+    if pixels.ndim != 2:
+        raise StoreError(
+            f"{path}: a label map is a grey picture whose values are labels, got colour or a "
+            "palette; save it as grey PNG"
+        )
+    return pixels.astype(np.int32)
+
+
 def _decode(path: Path) -> npt.NDArray[np.generic]:
     """Return the pixels `(X, Y)` or `(X, Y, 3)` in the file's own integer type."""
     try:

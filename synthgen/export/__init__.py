@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.data.rows import Source, open_source
 from synthgen.export.hf import HfWriter
 from synthgen.export.nifti import NiftiWriter
 from synthgen.export.nnunet import NnunetWriter
 from synthgen.export.options import ExportOptions
-from synthgen.export.rows import Source, open_source
 from synthgen.export.tree import Tree, TreeWriter
 from synthgen.export.writer import Outcome, Writer
 

@@ -10,7 +10,7 @@ from synthgen.core.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from synthgen.export.rows import Entry, Picture, Source
+    from synthgen.data.rows import Entry, Picture, Source
 
 ALONE = "image"
 """Channel name of a set whose images differ in modality."""

@@ -14,7 +14,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from synthgen.export.rows import Pixels
+    from synthgen.data.rows import Pixels
 
 Grey = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from synthgen.data.rows import Entry, Pv, Source
     from synthgen.export.options import ExportOptions
-    from synthgen.export.rows import Entry, Pv, Source
 
 ROWS_PER_FILE = 64
 _GREY_BITS = 16

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from synthgen.core.schema import Tissue
+    from synthgen.data.rows import Entry, Source
     from synthgen.export.options import ExportOptions
-    from synthgen.export.rows import Entry, Source
 
 BIDS_VERSION = "1.10.0"
 _SUFFIXES = {

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from synthgen.data.rows import Entry, Pixels, Pv, Source
     from synthgen.export.options import ExportOptions
-    from synthgen.export.rows import Entry, Pixels, Pv, Source
 
 _Chosen = TypeVar("_Chosen", str, int)
 
@@ -145,6 +145,8 @@ class NnunetWriter:
             "labels": {name: value for value, name in enumerate(self._source.schema.names)},
             "numTraining": len(training),
             "file_ending": self._ending,
+            # A training that reads this folder must know whom its images descend from.
+            "synthgen": {"real": self._source.real, "subjects": list(self._source.ancestors)},
             # Without it nnU-Net lists the folder once for every case.
             "dataset": {
                 case.name: {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from synthgen.export.rows import Source
+    from synthgen.data.rows import Source
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from synthgen.export.rows import Entry
+    from synthgen.data.rows import Entry
 
 
 @dataclass(frozen=True)

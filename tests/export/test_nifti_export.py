@@ -11,13 +11,13 @@ from exporting import STORE_SHAPE, write_store
 from synthgen.core.errors import RequestError
 from synthgen.core.schema import BRAIN9
 from synthgen.data.nifti import read_maps
+from synthgen.data.rows import Picture
 from synthgen.data.shards import Shards
 from synthgen.data.sources import discover
 from synthgen.data.store import TrainingStore
 from synthgen.evaluate.cases import Frame
 from synthgen.evaluate.foreign import open_set
 from synthgen.export import ExportOptions, export, open_source
-from synthgen.export.rows import Picture
 
 
 def make(source, out, **options):

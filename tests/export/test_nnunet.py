@@ -14,6 +14,7 @@ from PIL import Image
 
 from synthgen.core.errors import RequestError
 from synthgen.core.schema import BRAIN9
+from synthgen.data.rows import Picture
 from synthgen.data.shards import Shards
 from synthgen.data.store import TrainingStore
 from synthgen.evaluate.cases import Frame
@@ -21,7 +22,6 @@ from synthgen.evaluate.foreign import open_set
 from synthgen.export import ExportOptions, export, open_source
 from synthgen.export.cases import case_table
 from synthgen.export.encode import to_grey
-from synthgen.export.rows import Picture
 
 NAME = "Dataset901_Synthgen"
 
@@ -43,6 +43,16 @@ def lines(folder):
 def picture(path):
     with Image.open(path) as opened:
         return np.asarray(opened)
+
+
+def test_the_description_says_whom_images_descend_from(images, store, tmp_path):
+    _, made = make(images, tmp_path)
+    assert about(made)["synthgen"] == {
+        "real": False,
+        "subjects": ["a/sub-01", "a/sub-02", "b/sub-07"],
+    }
+    _, real = make(store, tmp_path, dataset_id=902)
+    assert about(real)["synthgen"] == {"real": True, "subjects": []}
 
 
 def test_each_image_is_a_case(images, tmp_path):

@@ -44,8 +44,15 @@ class TissueGroups:
     group: tuple[int, ...]
 
     @classmethod
-    def of(cls, schema: LabelSchema, tissues: Sequence[str]) -> TissueGroups:
+    def of(
+        cls, schema: LabelSchema, tissues: Sequence[str], where: str = "--tissues"
+    ) -> TissueGroups:
         """Group the channels of a schema.
+
+        Args:
+            schema: of the labels.
+            tissues: names of groups or channels, without background.
+            where: what messages begin with: an option, or the data's name.
 
         Raises:
             RequestError: a tissue that is neither a group nor a channel, that stands twice or has
@@ -53,12 +60,12 @@ class TissueGroups:
         """
         names = (schema.names[0], *tissues)
         if len({*names}) != len(names) or len(names) < 2:
-            raise RequestError(f"--tissues: expected different tissues, got '{','.join(tissues)}'")
+            raise RequestError(f"{where}: expected different tissues, got '{','.join(tissues)}'")
         known = sorted({*_GROUP_OF.values(), *schema.names[1:]})
         unknown = [name for name in tissues if name not in known]
         if unknown:
             raise RequestError(
-                f"--tissues: schema '{schema.name}' has no tissue '{unknown[0]}'; "
+                f"{where}: schema '{schema.name}' has no tissue '{unknown[0]}'; "
                 f"expected some of {', '.join(known)}"
             )
         group = [0]
@@ -67,13 +74,13 @@ class TissueGroups:
             name = tissue.name if tissue.name in tissues else home
             if name not in tissues:
                 raise RequestError(
-                    f"--tissues: '{tissue.name}' of schema '{schema.name}' belongs to none of "
+                    f"{where}: '{tissue.name}' of schema '{schema.name}' belongs to none of "
                     f"{', '.join(tissues)}; add {name or tissue.name}"
                 )
             group.append(names.index(name))
         empty = [name for place, name in enumerate(names) if place not in group]
         if empty:
-            raise RequestError(f"--tissues: no channel is left for '{empty[0]}'")
+            raise RequestError(f"{where}: no channel is left for '{empty[0]}'")
         return cls(names, tuple(group))
 
     def merge(self, pv: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

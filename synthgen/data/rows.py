@@ -1,4 +1,4 @@
-"""What there is to export: the samples of a generated dataset or of a training store.
+"""Samples to export or to train on: those of a generated dataset or of a training store.
 
 A `Source` is a table in memory and two readers that fetch pixels when asked, so that 20 000
 slices need no more memory than one. Arrays are `(C, X, Y)` and `(X, Y)` in RAS.
@@ -219,10 +219,12 @@ class _LastRow:
         self._held: tuple[int, Arrays] | None = None
 
     def row(self, index: int) -> Arrays:
-        if self._held is None or self._held[0] != index:
+        held = self._held
+        if held is None or held[0] != index:
             raw = self._shards.raw([index])
-            self._held = index, {name: array[0] for name, array in raw.items()}
-        return self._held[1]
+            held = index, {name: array[0] for name, array in raw.items()}
+            self._held = held  # whole at once: another thread may read at the same time
+        return held[1]
 
 
 def _shard_entries(shards: Shards) -> tuple[Entry, ...]:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from synthgen.benchmark.tissues import TissueGroups
 from synthgen.core.errors import RequestError
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
+from synthgen.core.tissue_groups import TissueGroups
 
 
 def test_every_channel_of_brain9_has_its_group():
