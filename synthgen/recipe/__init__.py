@@ -19,6 +19,7 @@ from synthgen.recipe.angiograms import AngiogramRecipe
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
 from synthgen.recipe.images import ImageRecipe
+from synthgen.recipe.imgx import ImgxRecipe
 from synthgen.recipe.labels import LabelRecipe
 from synthgen.recipe.messages import describe
 from synthgen.recipe.yaml12 import parse, render
@@ -26,8 +27,11 @@ from synthgen.recipe.yaml12 import parse, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "ImageRecipe", "LabelRecipe", "Recipe", "dump"]
-__all__ += ["find_recipe", "list_recipes", "load_recipe"]
+__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "ImageRecipe", "ImgxRecipe", "LabelRecipe"]
+__all__ += ["Recipe", "dump", "find_recipe", "list_recipes", "load_recipe"]
+
+_LATER = ("angiograms", "imgx")
+"""Sections that came later: where absent, they change no fingerprint."""
 
 
 def _read_schema(value: object) -> LabelSchema:
@@ -65,6 +69,7 @@ class Recipe(Strict):
         labels: settings of `synthgen train labels`.
         images: settings of `synthgen train images`.
         angiograms: settings of `synthgen train angiograms`.
+        imgx: settings of `synthgen train imgx`.
         benchmark: settings of `synthgen benchmark`.
     """
 
@@ -75,13 +80,13 @@ class Recipe(Strict):
     labels: LabelRecipe | None = None
     images: ImageRecipe | None = None
     angiograms: AngiogramRecipe | None = None
+    imgx: ImgxRecipe | None = None
     benchmark: BenchmarkRecipe | None = None
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 hex digest of all that a training reads, overrides included."""
-        # A section that came later changes no fingerprint where it is absent.
-        absent = {"angiograms"} if self.angiograms is None else set()
+        absent = {name for name in _LATER if getattr(self, name) is None}
         return digest(self.model_dump(mode="json", by_alias=True, exclude={"benchmark"} | absent))
 
 
