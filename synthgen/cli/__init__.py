@@ -25,6 +25,7 @@ _COMMANDS = (
     "styles",
     "vessels",
     "angiograms",
+    "volumes",
     "segment",
     "export",
     "verify",

@@ -44,6 +44,11 @@ class Workspace:
         """Default folder of generated angiograms."""
         return self.root / "angiograms"
 
+    @property
+    def volumes(self) -> Path:
+        """Default folder of labelled volumes."""
+        return self.root / "volumes"
+
     def benchmark(self, name: str) -> Path:
         """Folder of a benchmark: stores of cases, trainings, predictions, report."""
         return self.root / "benchmarks" / safe_name(name)

@@ -146,7 +146,7 @@ def prepare(
     require_tissues(settings.schema)
     found = discover(sources)
     notes = list(found.notes)
-    scans = _drop_known_lesions(found, notes)
+    scans = drop_known_lesions(found, notes)
     split = assign_splits(scans, settings)
     path = out if out.suffix == ".h5" else out / STORE
     if dry_run:
@@ -188,8 +188,8 @@ def assign_splits(scans: Sequence[Scan], settings: PrepareSettings) -> dict[str,
         LeakageError: a subject in both lists.
     """
     datasets = {scan.id: scan.dataset for scan in scans}
-    val = {_find_subject(wanted, datasets) for wanted in settings.val}
-    test = {_find_subject(wanted, datasets) for wanted in settings.test}
+    val = {find_subject(wanted, datasets) for wanted in settings.val}
+    test = {find_subject(wanted, datasets) for wanted in settings.test}
     if val & test:
         raise LeakageError(
             f"subject '{min(val & test)}' is named for both --val and --test; choose one"
@@ -203,7 +203,12 @@ def assign_splits(scans: Sequence[Scan], settings: PrepareSettings) -> dict[str,
     }
 
 
-def _find_subject(wanted: str, datasets: Mapping[str, str]) -> str:
+def find_subject(wanted: str, datasets: Mapping[str, str]) -> str:
+    """Return the id of the subject that `sub-XX` or `dataset/sub-XX` names.
+
+    Raises:
+        RequestError: it names none, or several.
+    """
     matches = [name for name in datasets if wanted in (name, name.split("/", 1)[1])]
     if len(matches) != 1:
         what = f"stands for {', '.join(matches)}" if matches else "is no subject of the sources"
@@ -235,7 +240,7 @@ def _draw_val(free: Mapping[str, str], with_images: set[str], seed: int) -> set[
     return {name for dataset, names in members.items() for name in names[: quota[dataset]]}
 
 
-def _drop_known_lesions(found: Sources, notes: list[str]) -> list[Scan]:
+def drop_known_lesions(found: Sources, notes: list[str]) -> list[Scan]:
     """Leave out lesion masks of a patient that is there already, under whatever name."""
     known: list[tuple[str, npt.NDArray[np.bool_]]] = []
     kept = []

@@ -125,7 +125,7 @@ class NnunetWriter:
             if (tree / self._label_file(entry, case)).is_file()
         ]
         training = [(entry, case) for entry, case in there if entry.split != "test"]
-        splits = folds(training)
+        splits = folds([(case.name, e.group, e.split == "val") for e, case in training])
         files = {
             "dataset.json": json_bytes(self._description(training)),
             "metadata.jsonl": b"".join(self._line(entry, case) for entry, case in there),
@@ -205,14 +205,17 @@ class NnunetWriter:
         )
 
 
-def folds(training: Sequence[tuple[Entry, Case]]) -> list[dict[str, list[str]]]:
+def folds(cases: Sequence[tuple[str, str, bool]]) -> list[dict[str, list[str]]]:
     """Return nnU-Net folds that never tear a group apart.
 
-    A store's own train and val subjects are the one fold; without val, groups are dealt in turn
-    to at most five folds. One group alone gives none.
+    Held cases and the others are the one fold; without held ones, groups are dealt in turn to at
+    most five folds. One group alone gives none.
+
+    Args:
+        cases: name, group, and whether it is held for validation, of each training case.
     """
-    held = {entry.group for entry, _ in training if entry.split == "val"}
-    groups = sorted({entry.group for entry, _ in training})
+    held = {group for _, group, is_held in cases if is_held}
+    groups = sorted({group for _, group, _ in cases})
     if held and len(held) < len(groups):
         parts = [held]
     elif len(groups) > 1:
@@ -222,8 +225,8 @@ def folds(training: Sequence[tuple[Entry, Case]]) -> list[dict[str, list[str]]]:
         return []
     return [
         {
-            "train": [case.name for entry, case in training if entry.group not in part],
-            "val": [case.name for entry, case in training if entry.group in part],
+            "train": [name for name, group, _ in cases if group not in part],
+            "val": [name for name, group, _ in cases if group in part],
         }
         for part in parts
     ]

@@ -15,7 +15,7 @@ from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.manifest import canonical_json, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -45,7 +45,10 @@ class Tree:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RequestError(f"{self.folder} is a file; choose another --out")
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+        # Another process may be about to claim it: its marker is still under another name.
+        if not self.folder.is_dir() or all(
+            path.name.startswith(f".{MARKER}.") for path in self.folder.iterdir()
+        ):
             return
         marker = self.folder / MARKER
         try:
@@ -69,8 +72,11 @@ class Tree:
             "choose another --out, or delete it"
         )
 
-    def claim(self) -> None:
+    def claim(self, mine: Callable[[str], bool] = lambda _name: True) -> None:
         """Make the folder this export's own, and sweep what a killed process left half written.
+
+        Args:
+            mine: whether this process writes the file of a name, where several share the folder.
 
         Raises:
             RequestError: it holds something else.
@@ -79,7 +85,9 @@ class Tree:
         self.require_free()
         self._mkdir(self.folder)
         for leftover in self.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            # `.NAME.PID.tmp`, see `write_atomic`.
+            if mine(leftover.name[1:].rsplit(".", 2)[0]):
+                leftover.unlink(missing_ok=True)
         if not (self.folder / MARKER).exists():
             self._mark(complete=False)
 
@@ -104,6 +112,10 @@ class Tree:
             return False
         self.put(name, data)
         return True
+
+    def reopen(self) -> None:
+        """Declare the export unfinished, which may have been complete, as it grows."""
+        self._mark(complete=False)
 
     def seal(self) -> None:
         """Declare the export complete."""

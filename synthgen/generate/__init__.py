@@ -21,6 +21,7 @@ from synthgen.generate.replay import (
     workspace_styles,
 )
 from synthgen.generate.vessel_job import VesselJob
+from synthgen.generate.volume_set import VolumeOutcome, Volumes, VolumeSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,9 @@ __all__ = [
     "Quarantine",
     "RedrawJob",
     "VesselJob",
+    "VolumeOutcome",
+    "VolumeSet",
+    "Volumes",
     "flagged_labels",
     "forecast",
     "generate_images",

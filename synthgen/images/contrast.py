@@ -12,6 +12,8 @@ by contrast agent was chosen here. Style "random" draws tissue intensities witho
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,8 +47,8 @@ RANDOM = "random"
 
 _NAME = re.compile(r"(?:(?P<dataset>[a-z0-9][a-z0-9-]*)_)?(?P<modality>[a-z0-9]+)")
 
-
 _TUMOUR_T1_WITH_CONTRAST = 380.0
+_TEXTURE_PX = (7.0, 4.0, 1.6, 0.9)
 
 
 @dataclass(frozen=True)
@@ -183,22 +185,31 @@ class ContrastRenderer:
         self, pv: npt.NDArray[np.float32], style: Style, key: SampleKey
     ) -> npt.NDArray[np.float32]:
         """Paint one map `(C, X, Y)`."""
-        mixed = SampleKey(_hash(f"{key.seed}/{style.name}"), key.index, key.attempt)
-        scanner = SampleKey(_hash(style.dataset), 0).numpy(Stream.STYLE)
-        means = self._means(style, scanner, mixed.numpy(Stream.STYLE))
-        rng = mixed.numpy(Stream.RENDER)
-        quality = _Quality.draw(scanner, rng)
-        shape = (pv.shape[1], pv.shape[2])
-        image = _mix(pv[1:], means, self._textures(), rng)
+        exposure = self.expose(style, key)
+        quality, rng = exposure.quality, exposure.rng
+        fields = texture_fields(pv.shape[1:], rng)
+        image = exposure.mix(pv[1:], fields, exposure.blend(rng))
         image = ndimage.gaussian_filter(image, quality.blur_px, mode="nearest")
-        image = image * np.exp(quality.bias * _smooth_field(shape, rng))
-        image = _rician(image, quality.noise, quality.noise_blur_px, rng)
+        image = image * np.exp(quality.bias * smooth_field(pv.shape[1:], rng))
+        image = rician(image, quality.noise, quality.noise_blur_px, rng)
         image = np.clip(image, 0, 1)
         image[pv[0] > 0.5] = 0
         return image.astype(np.float32)
 
-    def _textures(self) -> npt.NDArray[np.float64]:
-        return np.asarray([TISSUES[name].texture for name in self._schema.names[1:]])
+    def expose(self, style: Style, key: SampleKey, axes: int = 2) -> Exposure:
+        """Draw how one image of a style is taken.
+
+        Args:
+            style: what to paint.
+            key: of the sample; the exposure depends on it and on the style's name alone.
+            axes: 2 for a slice, 3 for a volume.
+        """
+        mixed = SampleKey(_hash(f"{key.seed}/{style.name}"), key.index, key.attempt)
+        scanner = SampleKey(_hash(style.dataset), 0).numpy(Stream.STYLE)
+        means = self._means(style, scanner, mixed.numpy(Stream.STYLE))
+        rng = mixed.numpy(Stream.RENDER)
+        textures = np.asarray([TISSUES[name].texture for name in self._schema.names[1:]])
+        return Exposure(means, textures, Quality.draw(scanner, rng, axes), rng)
 
     def _means(
         self, style: Style, scanner: np.random.Generator, rng: np.random.Generator
@@ -234,23 +245,74 @@ class ContrastRenderer:
 
 
 @dataclass(frozen=True)
-class _Quality:
-    """Image quality: of the scanner, varied a little by the sample."""
+class Quality:
+    """Image quality: of the scanner, varied a little by the sample.
 
-    blur_px: tuple[float, float]
+    Attributes:
+        blur_px: standard deviation of the resolution along each axis, in pixels of 1 mm.
+        bias: largest log of the coil bias.
+        noise: standard deviation of the noise, in units of the robust maximum.
+        noise_blur_px: correlation of the noise.
+    """
+
+    blur_px: tuple[float, ...]
     bias: float
     noise: float
     noise_blur_px: float
 
     @classmethod
-    def draw(cls, scanner: np.random.Generator, rng: np.random.Generator) -> _Quality:
-        blur = scanner.uniform(0.35, 0.65, 2) * rng.uniform(0.9, 1.1, 2)
+    def draw(cls, scanner: np.random.Generator, rng: np.random.Generator, axes: int) -> Quality:
+        """Draw the quality of an image of so many axes."""
+        blur = scanner.uniform(0.35, 0.65, axes) * rng.uniform(0.9, 1.1, axes)
         return cls(
-            blur_px=(float(blur[0]), float(blur[1])),
+            blur_px=tuple(float(b) for b in blur),
             bias=float(rng.uniform(0.02, 0.12)),
             noise=float(scanner.uniform(0.014, 0.030) * rng.uniform(0.8, 1.2)),
             noise_blur_px=float(scanner.uniform(0.35, 0.6)),
         )
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How one image is taken.
+
+    Attributes:
+        means: `(T,)` intensity of each tissue, background left out, robust maximum 1.
+        textures: `(T,)` relative texture of each tissue.
+        quality: of the image.
+        rng: what draws the rest.
+    """
+
+    means: npt.NDArray[np.float64]
+    textures: npt.NDArray[np.float64]
+    quality: Quality
+    rng: np.random.Generator
+
+    def blend(self, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """Draw each tissue's blend `(T, 4)` of the texture fields, of unit length."""
+        weights = rng.normal(0, 1, (len(self.means), len(_TEXTURE_PX)))
+        return np.asarray(weights / np.linalg.norm(weights, axis=1, keepdims=True))
+
+    def mix(
+        self,
+        tissues: npt.NDArray[np.float32],
+        fields: npt.NDArray[np.floating[Any]],
+        blend: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """Mix textured tissues by partial volume, voxel by voxel.
+
+        Args:
+            tissues: partial volumes `(T, *S)`, background left out.
+            fields: `texture_fields` there, `(4, *S)`.
+            blend: of `blend`.
+
+        Returns:
+            Intensities `(*S)`, 0 or more.
+        """
+        per_tissue = self.textures.reshape(-1, *[1] * (tissues.ndim - 1))
+        gains = 1 + per_tissue * np.einsum("tf,f...->t...", blend, fields)
+        mixed: npt.NDArray[np.float64] = np.einsum("t,t...,t...->...", self.means, gains, tissues)
+        return np.maximum(mixed, 0)
 
 
 def _hash(text: str) -> int:
@@ -272,23 +334,11 @@ def _varied(name: str, protocol: Protocol, rng: np.random.Generator) -> TissueCo
     )
 
 
-def _mix(
-    tissues: npt.NDArray[np.float32],
-    means: npt.NDArray[np.float64],
-    textures: npt.NDArray[np.float64],
-    rng: np.random.Generator,
+def texture_fields(
+    shape: tuple[int, ...], rng: np.random.Generator, pixels_per_mm: float = 1.0
 ) -> npt.NDArray[np.float64]:
-    """Mix textured tissues by partial volume: `(T, X, Y)` to `(X, Y)`.
-
-    Each tissue's texture is its own blend of the same four noise fields, two smooth and two fine.
-    """
-    shape = tissues.shape[1:]
-    fields = np.stack([_noise(shape, sigma, rng) for sigma in (7.0, 4.0, 1.6, 0.9)])
-    weights = rng.normal(0, 1, (len(means), len(fields)))
-    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-    gains = 1 + textures[:, None, None] * np.einsum("tf,fxy->txy", weights, fields)
-    mixed: npt.NDArray[np.float64] = np.einsum("t,txy,txy->xy", means, gains, tissues)
-    return np.maximum(mixed, 0)
+    """Draw the fields that tissues' textures are blends of: two smooth and two fine, `(4, *S)`."""
+    return np.stack([_noise(shape, sigma * pixels_per_mm, rng) for sigma in _TEXTURE_PX])
 
 
 def _noise(
@@ -300,16 +350,17 @@ def _noise(
     return np.asarray(smooth / max(float(smooth.std()), 1e-12))
 
 
-def _smooth_field(shape: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Return a cubic polynomial field with values in [-1, 1]."""
-    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    terms = [x**i * y**j for i in range(4) for j in range(4 - i) if i + j]
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    powers = [p for p in itertools.product(range(4), repeat=len(axes)) if 0 < sum(p) < 4]
+    terms = [math.prod(x**i for x, i in zip(axes, p, strict=True)) for p in powers]
     field = np.tensordot(rng.normal(0, 1, len(terms)), np.stack(terms), axes=1)
     return np.asarray(field / max(float(np.abs(field).max()), 1e-12))
 
 
-def _rician(
-    image: npt.NDArray[np.float64], sigma: float, blur_px: float, rng: np.random.Generator
+def rician(
+    image: npt.NDArray[np.floating[Any]], sigma: float, blur_px: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Add noise to both parts of the complex signal and take the magnitude."""
     real, imaginary = (sigma * _noise(image.shape, blur_px, rng) for _ in range(2))
