@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from synthgen.benchmark.arms import REFERENCE, Arm, Part, Stage, build_arms
+from synthgen.benchmark.trainers import trainer_settings
 from synthgen.core.errors import GeometryError, LeakageError, RequestError, StoreError
 from synthgen.core.manifest import digest, provenance, write_atomic
 from synthgen.core.tissue_groups import DEFAULT_TISSUES, TissueGroups
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from synthgen.data.rows import Entry, Source
+    from synthgen.recipe import Recipe
     from synthgen.recipe.benchmark import BenchmarkRecipe
 
 FORMAT = "synthgen-benchmark/1"
 SPEC = "spec.json"
-TRAINERS = ("nnunet", "proxy")
 _SPLITS = ("train", "val", "test")
 _HELD_OUT = ("val", "test")
 
@@ -46,7 +47,8 @@ class Request:
         tissues: what is segmented.
         ratios: of hybrid arms.
         few: slices of the arm `few`; the recipe's if None.
-        trainer: "nnunet" or "proxy".
+        trainer: "nnunet", "proxy", "imgx" or "hidiff".
+        recipe: of the last two.
         budget: "smoke", "short" or "paper".
         repeats: training seeds; the budget's if None.
         margin: of non-inferiority; the recipe's if None.
@@ -61,6 +63,7 @@ class Request:
     ratios: tuple[float, ...] = (1.0,)
     few: int | None = None
     trainer: str = "nnunet"
+    recipe: Recipe | None = None
     budget: str = "smoke"
     repeats: int | None = None
     margin: float | None = None
@@ -74,7 +77,7 @@ class Spec:
         arms: `real` first.
         seeds: training seeds.
         margin: of non-inferiority, in Dice.
-        trainer: "nnunet" or "proxy".
+        trainer: "nnunet", "proxy", "imgx" or "hidiff".
         budget_name: name of the budget.
         budget: its numbers.
         proxy: numbers of the proxy trainer.
@@ -85,6 +88,7 @@ class Spec:
         nsd_tolerance_mm: of the surface Dice.
         sources: name to digest, ancestors and number of samples.
         versions: of the software, for people.
+        settings: of "imgx" or "hidiff": their section of a recipe, as plain data.
     """
 
     arms: tuple[Arm, ...]
@@ -101,6 +105,7 @@ class Spec:
     nsd_tolerance_mm: float
     sources: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def arm(self, name: str) -> Arm:
         """Return an arm.
@@ -123,6 +128,7 @@ class Spec:
         """What all trainings of one folder share."""
         names = ["trainer", "budget_name", "budget", "tissues", "groups", "test", "modalities"]
         names += ["nsd_tolerance_mm"] + (["proxy"] if self.trainer == "proxy" else [])
+        names += ["settings"] if self.settings else []
         body = self.to_json()
         return {name: body[name] for name in names}
 
@@ -142,10 +148,13 @@ class Spec:
             RequestError: naming what differs.
         """
         there, here = self.fixed, other.fixed
-        differing = [f"{k}: there {there[k]}, asked {here.get(k)}" for k in there if k != "budget"
-                     and there[k] != here.get(k)]  # fmt: skip
-        if there["budget"] != here["budget"] and not differing:
-            differing = ["the budget's numbers"]
+        numbers = {"budget": "the budget's numbers", "settings": "the trainer's settings"}
+        other_names = [name for name in there if there[name] != here.get(name)]
+        differing = [
+            f"{name}: there {there[name]}, asked {here.get(name)}"
+            for name in other_names
+            if name not in numbers
+        ] or [numbers[name] for name in other_names]
         differing += [
             f"the {name} data"
             for name in {*self.sources} & {*other.sources}
@@ -230,6 +239,7 @@ def plan_benchmark(request: Request, recipe: BenchmarkRecipe) -> tuple[Spec, Sou
     """
     few = recipe.few if request.few is None else request.few
     arms = build_arms(request.kinds, request.ratios, few)
+    settings = trainer_settings(request, arms)
     stores = {store for arm in arms for store in arm.stores} - {REFERENCE}
     budget: BudgetRecipe = getattr(recipe.budgets, request.budget)
     repeats = budget.repeats if request.repeats is None else request.repeats
@@ -257,6 +267,7 @@ def plan_benchmark(request: Request, recipe: BenchmarkRecipe) -> tuple[Spec, Sou
         nsd_tolerance_mm=recipe.nsd_tolerance_mm,
         sources={name: _facts(source) for name, source in opened.items()},
         versions=provenance() | {"nnunetv2": _version("nnunetv2")},
+        settings=settings,
     )
     return spec, Sources(real, synthetic, groups)
 

@@ -24,6 +24,7 @@ from synthgen.benchmark.cases import TEST, stacked
 from synthgen.benchmark.job import CASES, DONE, PLAN, Job, write_json
 from synthgen.benchmark.metrics import volume_rows
 from synthgen.benchmark.spec import Spec
+from synthgen.benchmark.trainers import SEGMENTERS
 from synthgen.torchvision_guard import hide_broken_torchvision
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ def _trained(job: Job) -> tuple[Predict, dict[str, Any]]:
         network = proxy.train(job, job.folder / "proxy")
         losses = proxy.losses(job.folder / "proxy")
         return proxy.Predictor(network, job.spec.proxy, mirror=mirror), losses
+    if job.spec.trainer in SEGMENTERS:
+        from synthgen.benchmark import segmenters  # noqa: PLC0415
+
+        model = segmenters.train(job, job.folder / job.spec.trainer)
+        losses = segmenters.losses(job, job.folder / job.spec.trainer)
+        return segmenters.Predictor(model, job.seed, mirror=mirror), losses
     from synthgen.benchmark import nnunet_train  # noqa: PLC0415 - nnU-Net takes seconds
 
     losses = nnunet_train.train(job, json.loads((job.out / PLAN).read_bytes()))

@@ -44,6 +44,11 @@ class Trainer(StrEnum):
 
     NNUNET = "nnunet"
     PROXY = "proxy"
+    IMGX = "imgx"
+    HIDIFF = "hidiff"
+
+
+_SEGMENTERS = (Trainer.IMGX, Trainer.HIDIFF)
 
 
 @app.callback()
@@ -95,7 +100,11 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
         int | None, typer.Option(min=1, help="Training seeds of each arm. Default: the budget's.")
     ] = None,
     trainer: Annotated[
-        Trainer, typer.Option(help="nnU-Net v2 itself, or a small network with soft labels.")
+        Trainer,
+        typer.Option(
+            help="nnU-Net v2 itself; proxy, a small network with soft labels; imgx or hidiff with "
+            "the recipe imgx_small or hidiff_small."
+        ),
     ] = Trainer.NNUNET,
     margin: Annotated[
         float | None, typer.Option(help="Loss of Dice that counts as none. Default: 0.01.")
@@ -105,7 +114,12 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
     ] = None,
     override: Annotated[
         list[str] | None,
-        typer.Option("-o", "--override", help="benchmark.key.path=value of the recipe."),
+        typer.Option(
+            "-o",
+            "--override",
+            help="benchmark.key.path=value of the recipe `benchmark`; imgx.key.path=value or "
+            "hidiff.key.path=value of the trainer's.",
+        ),
     ] = None,
     workspace: WorkspaceOption = Path("work"),
     as_json: JsonOption = False,
@@ -117,7 +131,10 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
     place, arms = Workspace(workspace), by_comma(train)
     from synthgen.recipe import load_recipe
 
-    recipe = load_recipe("benchmark", override or ()).benchmark
+    own = [text for text in override or () if text.startswith(f"{trainer.value}.")]
+    rest = [text for text in override or () if text not in own]
+    recipe = load_recipe("benchmark", rest).benchmark
+    network = load_recipe(f"{trainer.value}_small", own) if trainer in _SEGMENTERS else None
     if recipe is None:
         raise RecipeError("-o: the section 'benchmark' must stay")
     if margin is not None and margin <= 0:
@@ -135,6 +152,7 @@ def nnunet(  # noqa: PLR0913 - one parameter per option
         ratios=_numbers(ratio),
         few=few,
         trainer=trainer.value,
+        recipe=network,
         budget=budget.value,
         repeats=repeats,
         margin=margin,

@@ -1,5 +1,7 @@
 """`synthgen evaluate quality|privacy|overview SYN`: how good a dataset is, and whom it copies.
 
+`synthgen evaluate segmentation PREDICTIONS REFERENCE`: how well label maps agree with others.
+
 Exit code 4: `--gate` was given and a gate failed.
 """
 
@@ -18,10 +20,13 @@ from synthgen.core.manifest import MANIFEST, write_atomic
 
 if TYPE_CHECKING:
     from synthgen.data.store import TrainingStore
+    from synthgen.evaluate.case_sets import CaseScores
     from synthgen.evaluate.report import Report
     from synthgen.evaluate.sets import SliceSet
 
-app = typer.Typer(no_args_is_help=True, help="Measure a generated dataset; write a report.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure a generated dataset, or segmentations; write a report."
+)
 
 GATE_FAILED = 4
 ALL = "all"
@@ -194,6 +199,43 @@ def describe(
     _tell(report, write_report(report, folder), as_json=False)
 
 
+@app.command("segmentation")
+def segmentation(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of label maps: NAME.png, NAME.nii.gz.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="Folder of the true ones, of the same cases.")],
+    *,
+    suffix: Annotated[
+        str, typer.Option(help="What names of REFERENCE have after NAME, such as _1stHO.")
+    ] = "",
+    tolerance: Annotated[
+        float, typer.Option(help="Of the surface Dice, in mm of volumes, in pixels of pictures.")
+    ] = 1.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path("work"),
+) -> None:
+    """Compare label maps with reference ones: Dice, IoU, clDice, HD95, ASD, surface Dice.
+
+    Both folders must hold the same cases. What label values mean stands in a dataset.json in
+    nnU-Net's form. Writes cases.csv and metrics.json to --out, WORKSPACE/reports/NAME/segmentation
+    by default.
+    """
+    from synthgen.cli.generation import progress_on_stderr
+    from synthgen.core.workspace import Workspace, safe_name
+    from synthgen.evaluate.case_sets import METRICS, evaluate_cases
+
+    name = safe_name(predictions.resolve().name)
+    folder = out or Workspace(workspace).reports / name / "segmentation"
+    with progress_on_stderr("evaluate", "cases") as progress:
+        scores = evaluate_cases(
+            predictions, reference, tolerance=tolerance, suffix=suffix, progress=progress
+        )
+    scores.write(folder, {"predictions": str(predictions), "reference": str(reference)})
+    print((folder / METRICS).read_text() if as_json else _scores_text(scores, folder))
+
+
 def parse_store(text: str, option: str) -> StoreChoice:
     """Read `PATH` or `PATH:SPLIT+SPLIT`.
 
@@ -312,3 +354,27 @@ def _tell(report: "Report", page: Path, *, as_json: bool, flagged: list[int] | N
     for note in report.notes:
         print(f"  note: {note}")
     print(page)
+
+
+def _scores_text(scores: "CaseScores", folder: Path) -> str:
+    """Return the means of each tissue as a table, and what stands behind them."""
+    from synthgen.evaluate.case_sets import EMPTY_RULE, MEASURES
+
+    shown = [name for name in MEASURES if name not in {"precision", "recall"}]
+    units = {"hd95": f" {scores.unit}", "asd": f" {scores.unit}"}
+    rows = [["tissue", "cases", "missed", "invented", *(n + units.get(n, "") for n in shown)]]
+    for tissue, found in scores.summary().items():
+        counts = [str(found["cases"] - found["absent"]), str(found["missed"])]
+        means = [found[name]["mean"] for name in shown]
+        numbers = ["-" if mean is None else f"{mean:.3f}" for mean in means]
+        rows.append([tissue, *counts, str(found["invented"]), *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = f"means over cases; NSD at {scores.tolerance:g} {scores.unit}; {EMPTY_RULE}"
+    return "\n".join([*lines, rule, f"{scores.cases} cases: {folder}"])

@@ -141,8 +141,8 @@ def find_model(model: Path | None, workspace: Path, kind: str) -> FoundModel:
         if shipped:
             return FoundModel(shipped, name)
     raise StoreError(
-        f"no {kind} model in {folder}; `synthgen train {kind} RECIPE` makes one, and --model names "
-        f"another folder, or {STARTER}{kind}, which is shipped"
+        f"no {kind} model in {folder}; `synthgen train {kind} RECIPE` makes one, or name another "
+        f"folder, or {STARTER}{kind}, which is shipped"
     )
 
 

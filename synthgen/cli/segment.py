@@ -1,232 +1,295 @@
-"""`synthgen segment darl IMAGES --model DIR --out DIR`: vessel masks of photographs and X-rays.
+"""`synthgen segment MODEL IMAGES --out DIR`: label maps of pictures and volumes.
 
-Masks lie as their images do: rows and columns of the file, in its size, nothing turned.
+Masks lie as their images do: those of pictures have the file's rows and columns, those of NIfTI
+volumes its grid, orientation and affine.
 """
 
 import csv
 import io
 import json
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from synthgen.cli.generation import (
+    STARTER,
     DeviceOption,
+    FoundModel,
     JsonOption,
     Precision,
     PrecisionOption,
     WorkspaceOption,
+    find_model,
+    pick_device,
     progress_on_stderr,
 )
 from synthgen.core.errors import RequestError, StoreError, SynthgenError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    import numpy as np
-    import numpy.typing as npt
+    from synthgen.segment import TrainedSegmenter
+    from synthgen.segment.inputs import ImageCase
+    from synthgen.segment.masks import Labels
 
-    Floats = npt.NDArray[np.float32]
-
-app = typer.Typer(no_args_is_help=True)
-LISTING = "masks.csv"
-
-
-class OneImageSegmenter(Protocol):
-    """Finds vessels in one batch of images of one size."""
-
-    def segment(self, images: "Floats") -> "npt.ArrayLike":
-        """Return the probability of vessel `(B, 1, X, Y)` of images `(B, 1, X, Y)` in [0, 1]."""
+LISTING, TABLE = "masks.csv", "dataset.json"
+_KINDS = {"darl": "angiograms", "imgx": "imgx", "hidiff": "hidiff"}
+_WHITE = 255
 
 
 @dataclass(frozen=True)
-class Written:
-    """One image and what was written for it, as a row of `LISTING`."""
+class Drawing:
+    """How masks are made and written.
 
-    image: str
-    mask: str
-    probability: str
-    rows: int
-    columns: int
-    vessel_share: float
+    Attributes:
+        out: their folder.
+        threshold: a pixel more probable than this belongs to the tissue.
+        seed: of models that draw noise.
+        probabilities: whether to write these as well.
+    """
+
+    out: Path
+    threshold: float
+    seed: int
+    probabilities: bool
 
 
-@app.callback()
-def segment() -> None:
-    """Segment images with a trained model."""
-
-
-@app.command("darl")
-def darl(
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="darl, imgx or hidiff: the workspace's model (of darl else the shipped one); or a "
+            "model folder."
+        ),
+    ],
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Pictures (PNG, JPEG, TIFF), or folders of them; of colour pictures the green "
-            "channel is taken."
+            help="Pictures (PNG, JPEG, TIFF; of colour pictures the green channel is taken), NIfTI "
+            "volumes, or folders of them."
         ),
     ],
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the masks, NAME.png each, 0 or 255.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model folder. Default: WORKSPACE/models/angiograms, else the shipped one."
-        ),
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the masks: NAME.png or NAME.nii.gz.")],
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write OUT/probabilities/NAME.png as well.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Of pictures and one tissue: write OUT/probabilities/NAME.png as well.",
+        ),
     ] = False,
     threshold: Annotated[
-        float, typer.Option(help="A pixel more probable than this is vessel.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="A pixel more probable than this, 0.5 by default, is tissue; where a model tells "
+            "several tissues apart the most probable one counts."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of models that draw noise.")] = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.FP32,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
 ) -> None:
-    """Find the vessels in angiograms or fundus photographs; exit code 3 if any image was left out.
+    """Segment images with a trained model; exit code 3 if any image was left out.
 
-    OUT/masks.csv lists what was written.
+    OUT/masks.csv lists what was written, OUT/dataset.json says what its values mean.
     """
-    if not 0 <= threshold < 1:
+    if threshold is not None and not 0 <= threshold < 1:
         raise RequestError(f"--threshold: expected 0 or more and less than 1, got {threshold:g}")
-    files = pictures_of(images)
-    require_names(files, out)
-    from synthgen.cli.generation import find_model, pick_device
+    _require_paths(images)
+    found = model_named(model, workspace)
+    from synthgen.segment import load_segmenter
+    from synthgen.segment.inputs import find_cases
+    from synthgen.segment.masks import THRESHOLD
 
-    found = find_model(model, workspace, "angiograms")
-    segmenter = load_segmenter(found.folder, precision, pick_device(device))
-    _make(out / "probabilities" if probabilities else out)
-    written: list[Written] = []
+    segmenter = load_segmenter(
+        found.folder,
+        device=pick_device(device),
+        dtype="bfloat16" if precision is Precision.BF16 else "float32",
+    )
+    cases = find_cases(images, segmenter.use)
+    drawing = Drawing(out, THRESHOLD if threshold is None else threshold, seed, probabilities)
+    _require_fit(segmenter, cases, drawing, chosen=threshold is not None)
+    _write_table(segmenter, cases, out)
+    rows: list[Mapping[str, object]] = []
     problems: list[str] = []
     with progress_on_stderr("segment", "images") as progress:
-        for number, path in enumerate(files, start=1):
+        for number, case in enumerate(cases, start=1):
             try:
-                written.append(
-                    _segment(segmenter, path, out, threshold, probabilities=probabilities)
-                )
+                rows.append(_segment(segmenter, case, drawing))
             except SynthgenError as error:
                 problems.append(str(error))
-            progress(number, len(files))
-    _write_listing(out / LISTING, written)
+            progress(number, len(cases))
+    _write_listing(out / LISTING, rows)
     if as_json:
-        report = {"folder": str(out), "written": len(written), "problems": problems}
+        report = {"folder": str(out), "written": len(rows), "problems": problems}
         print(json.dumps(report | {"model": found.name}))
     else:
         print(f"model: {found.shown}")
         for line in problems:
             print(line, file=sys.stderr)
-        print(f"{out}: {len(written)} masks of {len(files)} images, listed in {LISTING}")
+        print(f"{out}: {len(rows)} masks of {len(cases)} images, listed in {LISTING}")
     if problems:
         raise typer.Exit(3)
 
 
-def pictures_of(paths: "Sequence[Path]") -> list[Path]:
-    """Return the files that are named, and the pictures in the folders that are, in order.
+def model_named(name: str, workspace: Path) -> FoundModel:
+    """Return the model folder that is named, or that the workspace or synthgen holds of a kind.
 
     Raises:
-        RequestError: a path that is not there.
-        StoreError: a folder without pictures.
+        StoreError: there is none.
     """
-    from synthgen.data.picture_files import SUFFIXES
+    from synthgen.core.model_folder import RECORD
+    from synthgen.core.workspace import Workspace
 
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise RequestError(f"{path}: no such file or folder")
-        if path.is_file():
-            found.append(path)
-            continue
-        inside = [
-            p
-            for p in sorted(path.iterdir())
-            if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        ]
-        if not inside:
-            raise StoreError(f"{path}: holds no pictures; expected files like NAME.png")
-        found += inside
-    return found
-
-
-def require_names(files: "Sequence[Path]", out: Path) -> None:
-    """Refuse images whose masks would overwrite one another, or an image.
-
-    Raises:
-        RequestError: they would.
-    """
-    sources = {path.resolve() for path in files}
-    owners: dict[str, Path] = {}
-    for path in files:
-        if path.stem in owners:
-            raise RequestError(
-                f"{owners[path.stem]} and {path} would share the mask {path.stem}.png; "
-                "rename one, or segment them into two folders"
-            )
-        owners[path.stem] = path
-        if (out / f"{path.stem}.png").resolve() in sources:
-            raise RequestError(
-                f"--out: the mask {out / path.stem}.png would overwrite an image; choose another "
-                "folder"
-            )
-
-
-def load_segmenter(model: Path, precision: Precision, device: str) -> OneImageSegmenter:
-    """Load path A of a DARL model.
-
-    Raises:
-        StoreError: the folder is no such model, or a file is missing or damaged.
-    """
-    from synthgen.segment.onestep import OneStepSegmenter
-
-    return OneStepSegmenter.load(
-        model,
-        device=device,
-        dtype="bfloat16" if precision is Precision.BF16 else "float32",
+    if name == "darl" or name.startswith(STARTER):
+        return find_model(None if name == "darl" else Path(name), workspace, _KINDS["darl"])
+    folder = Workspace(workspace).model(name) if name in _KINDS else Path(name)
+    if (folder / RECORD).is_file():
+        return FoundModel(folder, str(folder))
+    if name in _KINDS:
+        raise StoreError(
+            f"no {name} model in {folder}; `synthgen train {name} RECIPE --data PATH` makes one"
+        )
+    raise StoreError(
+        f"{name}: no model folder; expected {', '.join(_KINDS)}, or a folder that `synthgen train` "
+        "wrote"
     )
+
+
+def _require_paths(paths: "Sequence[Path]") -> None:
+    """Refuse what is not there before a model is loaded."""
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise RequestError(f"{missing}: no such file or folder")
+
+
+def _require_fit(
+    segmenter: "TrainedSegmenter", cases: "Sequence[ImageCase]", drawing: Drawing, *, chosen: bool
+) -> None:
+    """Refuse options that mean nothing to this model, and masks that would overwrite an image.
+
+    Raises:
+        RequestError: naming them.
+    """
+    use, several = segmenter.use, len(segmenter.use.tissues) > 2
+    if chosen and several and not use.overlapping:
+        raise RequestError(
+            f"--threshold means nothing to a model that tells {', '.join(use.tissues)} apart"
+        )
+    if drawing.probabilities and (cases[0].volume or several or use.overlapping):
+        raise RequestError("--probabilities: for pictures, and models of one tissue")
+    sources = {file.resolve() for case in cases for file in case.files}
+    for case in cases:
+        mask = drawing.out / _file_name(case)
+        if mask.resolve() in sources:
+            raise RequestError(
+                f"--out: the mask {mask} would overwrite an image; choose another folder"
+            )
 
 
 def _segment(
-    segmenter: OneImageSegmenter, path: Path, out: Path, threshold: float, *, probabilities: bool
-) -> Written:
-    """Write the mask of one image, and its probability if asked for."""
+    segmenter: "TrainedSegmenter", case: "ImageCase", drawing: Drawing
+) -> "Mapping[str, object]":
+    """Write the label map of one image, and return its row in the listing."""
     import numpy as np
 
     from synthgen.core.manifest import write_atomic
-    from synthgen.data.picture_files import read_picture
+    from synthgen.data.nifti import write_labels_like
     from synthgen.export.encode import png, to_grey
+    from synthgen.segment.inputs import segment_picture
+    from synthgen.segment.masks import harden
+    from synthgen.segment.volumes import segment_volume
 
-    image = read_picture(path, colour=True).grey
-    probability = np.asarray(segmenter.segment(image[None, None]), dtype=np.float32)[0, 0]
-    mask = probability > threshold
-    name = f"{path.stem}.png"
-    write_atomic(out / name, png(mask.astype(np.uint8) * 255))
-    if probabilities:
-        write_atomic(out / "probabilities" / name, png(to_grey(probability, 8)))
-    return Written(
-        image=str(path),
-        mask=name,
-        probability=f"probabilities/{name}" if probabilities else "",
-        rows=mask.shape[0],
-        columns=mask.shape[1],
-        vessel_share=round(float(mask.mean()), 6),
-    )
+    name, use = _file_name(case), segmenter.use
+    shown = ""
+    if case.volume:
+        labels = segment_volume(
+            segmenter, case.files, seed=drawing.seed, threshold=drawing.threshold
+        )
+        write_labels_like(drawing.out / name, labels, case.files[0])
+    else:
+        found = segment_picture(segmenter, case, drawing.seed)
+        labels = harden(found, use, drawing.threshold)
+        white = np.uint8(_white(segmenter))
+        write_atomic(drawing.out / name, png(labels * white))
+        if drawing.probabilities:
+            shown = f"probabilities/{name}"
+            (drawing.out / shown).parent.mkdir(exist_ok=True)
+            write_atomic(drawing.out / shown, png(to_grey(found[1], 8)))
+    return {
+        "image": str(case.files[0]),
+        "mask": name,
+        "probability": shown,
+        "size": " x ".join(map(str, labels.shape)),
+        **_shares(segmenter, labels),
+    }
 
 
-def _write_listing(path: Path, written: "Sequence[Written]") -> None:
+def _shares(segmenter: "TrainedSegmenter", labels: "Labels") -> dict[str, float]:
+    """Return the share of the image that each tissue covers."""
+    import numpy as np
+
+    from synthgen.segment.masks import label_table
+
+    table = {name: value for name, value in label_table(segmenter.use).items() if value != 0}
+    return {
+        f"{name}_share": round(float(np.isin(labels, value).mean()), 6)
+        for name, value in table.items()
+    }
+
+
+def _file_name(case: "ImageCase") -> str:
+    return f"{case.name}{'.nii.gz' if case.volume else '.png'}"
+
+
+def _white(segmenter: "TrainedSegmenter") -> int:
+    """Return what labels of pictures are multiplied by: one tissue is white."""
+    use = segmenter.use
+    return _WHITE if len(use.tissues) == 2 and not use.overlapping else 1
+
+
+def _write_table(segmenter: "TrainedSegmenter", cases: "Sequence[ImageCase]", out: Path) -> None:
+    """Say in nnU-Net's form what the values of the label maps mean.
+
+    Raises:
+        RequestError: the folder holds label maps whose values mean something else.
+        StoreError: it cannot be written.
+    """
+    from synthgen.core.manifest import write_atomic
+    from synthgen.segment.masks import label_table
+
+    volume = cases[0].volume
+    labels = label_table(segmenter.use, largest=1 if volume else _white(segmenter))
+    path = out / TABLE
+    try:
+        if path.is_file():
+            if json.loads(path.read_bytes()).get("labels") == labels:
+                return
+            raise RequestError(
+                f"--out: {path} names other labels, the folder holds something else; choose "
+                "another one"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        ending = ".nii.gz" if volume else ".png"
+        body = {"labels": labels, "file_ending": ending}
+        write_atomic(path, json.dumps(body, indent=1).encode() + b"\n")
+    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, SynthgenError):
+            raise
+        raise StoreError(f"{path}: neither readable nor can it be written ({error})") from error
+
+
+def _write_listing(path: Path, rows: "Sequence[Mapping[str, object]]") -> None:
     from synthgen.core.manifest import write_atomic
 
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Written)], lineterminator="\n")
+    names = [*rows[0]] if rows else ["image", "mask"]
+    table = csv.DictWriter(text, names, lineterminator="\n")
     table.writeheader()
-    table.writerows(asdict(row) for row in written)
+    table.writerows(rows)
     write_atomic(path, text.getvalue().encode())
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot be created ({error.strerror or error})") from error

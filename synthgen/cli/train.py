@@ -1,15 +1,28 @@
-"""`synthgen train labels|images|angiograms RECIPE`: train a generator on real data."""
+"""`synthgen train labels|images|angiograms RECIPE`: train a generator on real data.
 
+`synthgen train imgx|hidiff RECIPE --data PATH`: train a segmenter on labelled images, real,
+generated or mixed.
+"""
+
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from synthgen.data.labelled import LabelledData
+    from synthgen.data.mixture import Mixture
     from synthgen.images.angiogram.sources import AngiogramSources
     from synthgen.recipe import Recipe
+    from synthgen.recipe.hidiff import HidiffRecipe
+    from synthgen.recipe.imgx import ImgxRecipe
 
-app = typer.Typer(no_args_is_help=True, help="Train a generator on real data.")
+app = typer.Typer(
+    no_args_is_help=True, help="Train a generator on real data, or a segmenter on labelled images."
+)
+
+Section = Literal["labels", "images", "angiograms", "imgx", "hidiff"]
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a recipe's name (see `synthgen info recipes`).")
@@ -25,6 +38,26 @@ ResumeOption = Annotated[
 MinutesOption = Annotated[
     float | None,
     typer.Option(min=0.01, help="Stop after this long, save, and write the model as it is."),
+]
+ExcludeOption = Annotated[
+    str | None,
+    typer.Option(help="Subjects to leave out, by comma: those that will be tested on."),
+]
+LabelledOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="PATH[=SHARE]",
+        help="Labelled images: a folder of `synthgen images` or `angiograms`, a training store or "
+        "an nnU-Net raw folder. Several are mixed, evenly unless shares say otherwise.",
+    ),
+]
+ValidateOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Labelled images of other subjects, scored at the end: split val of a store, "
+        "imagesTs of an nnU-Net folder."
+    ),
 ]
 
 
@@ -79,10 +112,7 @@ def angiograms(
         Path | None,
         typer.Option(help="Folder of pictures without vessels. Default: those of --data."),
     ] = None,
-    exclude: Annotated[
-        str | None,
-        typer.Option(help="Subjects to leave out, by comma: those that will be tested on."),
-    ] = None,
+    exclude: ExcludeOption = None,
     override: OverrideOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path(
         "work/models/angiograms"
@@ -97,6 +127,85 @@ def angiograms(
     sources = _sources(document, data, backgrounds, exclude)
     train_angiograms(document, sources, out, resume=resume, max_minutes=max_minutes)
     print(f"model: {out}")
+
+
+@app.command("imgx")
+def imgx(
+    recipe: RecipeArgument,
+    *,
+    data: LabelledOption,
+    validate: ValidateOption = None,
+    exclude: ExcludeOption = None,
+    override: OverrideOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path("work/models/imgx"),
+    resume: ResumeOption = False,
+    max_minutes: MinutesOption = None,
+) -> None:
+    """Train ImgX, diffusion over masks, and its supervised twin, in 2D or 3D."""
+    document = _load(recipe, override, "imgx")
+    training, validation = _labelled(document.imgx, data, validate, exclude)
+    from synthgen.segment.train_imgx import train_imgx
+
+    train_imgx(
+        document, training, out, validation=validation, resume=resume, max_minutes=max_minutes
+    )
+    print(f"model: {out}")
+
+
+@app.command("hidiff")
+def hidiff(
+    recipe: RecipeArgument,
+    *,
+    data: LabelledOption,
+    segmentor: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model folder of `train hidiff`, or of `train imgx` with a twin, whose network is "
+            "refined. Default: one is trained first."
+        ),
+    ] = None,
+    validate: ValidateOption = None,
+    exclude: ExcludeOption = None,
+    override: OverrideOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path("work/models/hidiff"),
+    resume: ResumeOption = False,
+    max_minutes: MinutesOption = None,
+) -> None:
+    """Train HiDiff, a segmentation network and the Bernoulli diffusion that refines its masks."""
+    document = _load(recipe, override, "hidiff")
+    training, validation = _labelled(document.hidiff, data, validate, exclude)
+    from synthgen.segment.train_hidiff import train_hidiff
+
+    train_hidiff(
+        document,
+        training,
+        out,
+        validation=validation,
+        segmentor=segmentor,
+        resume=resume,
+        max_minutes=max_minutes,
+    )
+    print(f"model: {out}")
+
+
+def _labelled(
+    section: "ImgxRecipe | HidiffRecipe | None",
+    data: list[str],
+    validate: Path | None,
+    exclude: str | None,
+) -> "tuple[Mixture, LabelledData | None]":
+    """Open what a segmenter is trained on, and what it is scored on."""
+    from synthgen.cli.generation import by_comma
+    from synthgen.data.labelled import open_labelled
+    from synthgen.data.mixture import Mixture, parse_data
+
+    if section is None:  # _load has seen to that
+        raise TypeError("a recipe without the section")
+    wanted = section.data
+    opened = partial(open_labelled, tissues=wanted.tissues, modalities=wanted.modalities)
+    left_out = by_comma(exclude)
+    parts = [(opened(path, exclude=left_out), share) for path, share in parse_data(data)]
+    return Mixture(parts), None if validate is None else opened(validate, split="val")
 
 
 def _sources(
@@ -127,9 +236,7 @@ def _sources(
     )
 
 
-def _load(
-    recipe: str, override: list[str] | None, section: Literal["labels", "images", "angiograms"]
-) -> "Recipe":
+def _load(recipe: str, override: list[str] | None, section: Section) -> "Recipe":
     """Load a recipe before anything heavy is imported, so that a typo costs no waiting."""
     from synthgen.core.errors import RecipeError
     from synthgen.recipe import find_recipe, load_recipe

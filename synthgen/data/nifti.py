@@ -1,7 +1,8 @@
-"""Reading NIfTI files into RAS arrays, and refusing what no brain volume looks like."""
+"""NIfTI files as RAS arrays and back; what no brain volume looks like is refused."""
 
 from __future__ import annotations
 
+import gzip
 import logging
 import zlib
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid
+from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 MAX_VOXELS = 2**30
 MAX_SPACING_MM = 20.0
 _ROBUST = (0.5, 99.5)
+_GZIP_LEVEL = 6
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,10 +71,11 @@ def read_maps(path: Path) -> Volume:
 
 
 def normalise(image: npt.NDArray[np.floating | np.integer]) -> npt.NDArray[np.float32]:
-    """Scale a whole volume to [0, 1]: percentiles 0.5 and 99.5 of what is not 0 become the ends.
+    """Scale a whole volume to [0, 1] by what is not 0: its percentile 99.5 becomes 1.
 
-    Robust to hot voxels and to how much air surrounds a head; zeros of a skull-stripped volume
-    stay 0. One scale for all of a volume, never one for each patch or slice.
+    0 stays 0, as in training stores; where a volume has negative values, percentile 0.5 becomes 0.
+    Robust to hot voxels and to how much air surrounds a head. One scale for all of a volume, never
+    one for each patch or slice.
 
     Args:
         image: one channel `(*S)`, any units.
@@ -81,7 +85,8 @@ def normalise(image: npt.NDArray[np.floating | np.integer]) -> npt.NDArray[np.fl
     """
     values = image[image != 0]
     low, high = np.percentile(values, _ROBUST) if values.size else (0.0, 0.0)
-    if high <= low:
+    low = low if image.min(initial=0) < 0 else 0.0
+    if high <= low or image.min() == image.max():
         low, high = float(image.min()), float(image.max())
     scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
     clipped: npt.NDArray[np.float32] = scaled.clip(0, 1)
@@ -122,6 +127,35 @@ def read_mask(path: Path) -> Volume:
     volume = _read(path)
     _require_3d(volume)
     return Volume(volume.data > 0.5, volume.grid, path)
+
+
+def write_labels_like(path: Path, labels: npt.NDArray[np.uint8], source: Path) -> None:
+    """Write a label map on the grid, in the orientation and with the affine of another file.
+
+    Args:
+        path: NAME.nii.gz; equal input gives equal bytes.
+        labels: `(X, Y, Z)` in RAS, made from `source`.
+        source: the NIfTI file.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    image = _load(source)
+    own = nib.io_orientation(image.affine)  # type: ignore[no-untyped-call]
+    ras = nib.orientations.axcodes2ornt("RAS")  # type: ignore[no-untyped-call]
+    back = nib.orientations.ornt_transform(ras, own)  # type: ignore[no-untyped-call]
+    turned = nib.apply_orientation(labels, back)  # type: ignore[no-untyped-call]
+    header = image.header.copy()  # type: ignore[no-untyped-call]
+    header.extensions.clear()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header.set_intent("none")
+    written = type(image)(turned.reshape(image.shape), image.affine, header)
+    try:
+        write_atomic(path, gzip.compress(written.to_bytes(), _GZIP_LEVEL, mtime=0))
+    except OSError as error:
+        raise StoreError(f"{path}: could not be written ({error}); free space") from error
 
 
 def _require_3d(volume: Volume) -> None:

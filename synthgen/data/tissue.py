@@ -305,37 +305,39 @@ def resample_pv(
     Returns:
         The maps and their affine; the input itself where the grid has that spacing already.
     """
-    step, shape, new_affine = _target(pv.shape[1:], affine, spacing_mm)
+    step, shape, new_affine = target_grid(pv.shape[1:], affine, spacing_mm)
     if step is None:
         return pv, affine
-    out = np.stack([_interpolate(channel, step, shape, order=1) for channel in pv])
+    out = np.stack([interpolate(channel, step, shape, order=1) for channel in pv])
     np.clip(out, 0, 1, out=out)
     out /= out.sum(axis=0)
     return out, new_affine
 
 
 def resample_image(
-    image: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], spacing_mm: float = 1.0
+    image: npt.NDArray[np.float32],
+    affine: npt.NDArray[np.float64],
+    spacing_mm: float | Sequence[float] = 1.0,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Resample a volume to cubic voxels with cubic splines, within its own range of values.
+    """Resample a volume with cubic splines, within its own range of values.
 
     Args:
         image: `(X, Y, Z)`.
         affine: `(4, 4)` voxel to mm.
-        spacing_mm: wanted voxel size.
+        spacing_mm: wanted voxel size, along all axes or each.
 
     Returns:
         The volume and its affine; the input itself where the grid has that spacing already.
     """
-    step, shape, new_affine = _target(image.shape, affine, spacing_mm)
+    step, shape, new_affine = target_grid(image.shape, affine, spacing_mm)
     if step is None:
         return image, affine
-    out = _interpolate(image, step, shape, order=3)
+    out = interpolate(image, step, shape, order=3)
     return np.clip(out, float(image.min()), float(image.max())), new_affine
 
 
-def _target(
-    shape: Sequence[int], affine: npt.NDArray[np.float64], spacing_mm: float
+def target_grid(
+    shape: Sequence[int], affine: npt.NDArray[np.float64], spacing_mm: float | Sequence[float]
 ) -> tuple[npt.NDArray[np.float64] | None, tuple[int, ...], npt.NDArray[np.float64]]:
     """Return the step in old voxels (None: nothing to do), the new shape and affine.
 
@@ -344,7 +346,7 @@ def _target(
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.all(np.isfinite(affine)) or spacing.min() <= 0:
         raise GeometryError(f"unusable affine: {affine.tolist()}")
-    step = spacing_mm / spacing
+    step = np.asarray(spacing_mm) / spacing
     if np.abs(step - 1).max() < 1e-3:
         return None, tuple(shape), affine
     old = np.asarray(shape)
@@ -355,14 +357,14 @@ def _target(
     return step, tuple(int(n) for n in new), affine @ move
 
 
-def _interpolate(
+def interpolate(
     array: npt.NDArray[np.float32],
     step: npt.NDArray[np.float64],
     shape: tuple[int, ...],
     *,
     order: Literal[1, 3],
 ) -> npt.NDArray[np.float32]:
-    """Sample one channel at every `step` voxels, low-pass filtered where that thins it out."""
+    """Sample one channel at every `step` voxels about its centre, blurred where that thins it."""
     sigma = np.where(step > 1, 0.5 * np.sqrt(np.maximum(step**2 - 1, 0)), 0)
     if sigma.any():
         array = ndimage.gaussian_filter(array, sigma, mode="nearest")

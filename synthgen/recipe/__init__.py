@@ -18,6 +18,7 @@ from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
 from synthgen.recipe.angiograms import AngiogramRecipe
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
+from synthgen.recipe.hidiff import HidiffRecipe
 from synthgen.recipe.images import ImageRecipe
 from synthgen.recipe.imgx import ImgxRecipe
 from synthgen.recipe.labels import LabelRecipe
@@ -27,10 +28,10 @@ from synthgen.recipe.yaml12 import parse, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "ImageRecipe", "ImgxRecipe", "LabelRecipe"]
-__all__ += ["Recipe", "dump", "find_recipe", "list_recipes", "load_recipe"]
+__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "HidiffRecipe", "ImageRecipe", "ImgxRecipe"]
+__all__ += ["LabelRecipe", "Recipe", "dump", "find_recipe", "list_recipes", "load_recipe"]
 
-_LATER = ("angiograms", "imgx")
+_LATER = ("angiograms", "imgx", "hidiff")
 """Sections that came later: where absent, they change no fingerprint."""
 
 
@@ -70,6 +71,7 @@ class Recipe(Strict):
         images: settings of `synthgen train images`.
         angiograms: settings of `synthgen train angiograms`.
         imgx: settings of `synthgen train imgx`.
+        hidiff: settings of `synthgen train hidiff`.
         benchmark: settings of `synthgen benchmark`.
     """
 
@@ -81,6 +83,7 @@ class Recipe(Strict):
     images: ImageRecipe | None = None
     angiograms: AngiogramRecipe | None = None
     imgx: ImgxRecipe | None = None
+    hidiff: HidiffRecipe | None = None
     benchmark: BenchmarkRecipe | None = None
 
     @property

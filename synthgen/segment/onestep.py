@@ -18,6 +18,7 @@ from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.data.vessel_images import field_circle, photograph_field
 from synthgen.models.darl_inference import PathA, check_images
 from synthgen.models.darl_networks import DarlUse, DTypeName, View, load_networks, read_use
+from synthgen.segment.use import SegmenterUse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class OneStepSegmenter:
         self._view: View = view or use.segment
         self._path_a = PathA(networks, self._view, use.crop, contrast=use.contrast)
         self._digest, self._subjects = digest, subjects
-        self.use = use
+        self._use = use
 
     @classmethod
     def load(
@@ -84,6 +85,11 @@ class OneStepSegmenter:
     def schema(self) -> LabelSchema:
         """Background and vessel."""
         return VESSEL
+
+    @property
+    def use(self) -> SegmenterUse:
+        """One channel of pictures at any scale, without windows: `identity` says how it looks."""
+        return SegmenterUse(VESSEL.names, False, ("grey",), 2, (), (), 0.0)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -136,13 +142,13 @@ class OneStepSegmenter:
 
     def _factor(self, image: Floats) -> float:
         """Return what brings an image to the scale of the training pictures."""
-        if self.use.side is not None:
-            return float(self.use.side / max(image.shape))
-        if self.use.field_diameter is None:
+        if self._use.side is not None:
+            return float(self._use.side / max(image.shape))
+        if self._use.field_diameter is None:
             return 1.0
         seen = photograph_field((image > _DARK).astype(np.float32))
         radius = float(field_circle(seen)[2])
         if radius == 0:
             logger.info("no round field of view in an image: it is taken at its own scale")
             return 1.0
-        return float(self.use.field_diameter / (2 * radius))
+        return float(self._use.field_diameter / (2 * radius))

@@ -22,8 +22,9 @@ def synthetic(tmp_path_factory):
 def plan(real, synthetic):
     """Plan a benchmark of some arms."""
 
-    def planned(*kinds, recipe=None, **wanted):
-        request = Request(kinds, **{"real": real, "synthetic": synthetic} | wanted)
+    def planned(*kinds, recipe=None, network=None, **wanted):
+        named = {"real": real, "synthetic": synthetic, "recipe": network}
+        request = Request(kinds, **named | wanted)
         return plan_benchmark(request, recipe or tiny_recipe())
 
     return planned

@@ -27,7 +27,7 @@ def run(*arguments, code=""):
         ["--help"],
         ["train", "labels", "--help"],
         ["angiograms", "--help"],
-        ["segment", "darl", "--help"],
+        ["segment", "--help"],
         ["--version"],
     ],
 )
@@ -107,10 +107,17 @@ def test_info_lists_recipes_as_json():
         "brainspade2d",
         "darl",
         "darl_small",
+        "hidiff",
+        "hidiff_small",
+        "hidiff_vessels_small",
+        "imgx",
+        "imgx3d_small",
+        "imgx_small",
         "small",
         "starter_images",
         "starter_labels",
         "tiny",
+        "tiny_segmentation",
         "tiny_vessels",
     ]
 

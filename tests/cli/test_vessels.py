@@ -1,8 +1,6 @@
-"""The vessel commands: trees, angiograms with and without a model, masks of pictures."""
+"""The vessel commands: trees, angiograms with and without a model."""
 
-import csv
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -11,7 +9,7 @@ from PIL import Image
 from tiny_vessels import Threshold
 
 from synthgen import starter
-from synthgen.cli import angiograms, main, segment
+from synthgen.cli import angiograms, main
 from synthgen.core.manifest import Manifest
 from synthgen.data.shards import Shards
 
@@ -31,9 +29,9 @@ def synthgen(tmp_path, monkeypatch, capsys):
 
     def call(*arguments):
         words = [str(argument) for argument in arguments]
-        if words[0] in ("vessels", "angiograms", "segment"):
+        if words[0] in ("vessels", "angiograms"):
             words += ["--workspace", str(tmp_path / "work")]
-        if words[0] == "segment" or (words[0] == "angiograms" and "physics" not in words):
+        if words[0] == "angiograms" and "physics" not in words:
             words += ["--device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["synthgen", *words])
         code = 0
@@ -62,7 +60,6 @@ def model(tmp_path, monkeypatch):
 
     def choose(faults=0.0):
         monkeypatch.setattr(angiograms, "load_pipeline", lambda *_: Model(faults))
-        monkeypatch.setattr(segment, "load_segmenter", lambda *_: Model())
 
     choose()
     return choose
@@ -219,90 +216,3 @@ def test_trees_are_never_painted_or_drawn_anew_as_brains(synthgen, tmp_path):
     code, _, err = synthgen("redraw", tmp_path / "flagged.json", "--out", tmp_path / "new")
     assert (code, err.count("\n")) == (2, 1)
     assert "holds vessel trees, drawn without a model" in err
-
-
-# masks of pictures
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A grey PNG, a 16-bit TIFF and a colour JPEG, dark on the left, none of them square."""
-    grey = np.full((40, 64), 220, np.uint8)
-    grey[:20, :16] = 20
-    folder = tmp_path / "pictures"
-    save(folder / "one.png", grey)
-    save(folder / "two.tif", grey.astype(np.uint16) * 257)
-    save(folder / "three.jpg", np.stack([255 - grey, grey, np.zeros_like(grey)], axis=-1))
-    return folder
-
-
-def test_segment_writes_upright_masks_and_a_listing(synthgen, model, pictures, tmp_path):
-    out = tmp_path / "masks"
-    code, told, err = synthgen("segment", "darl", pictures, "--out", out, "--probabilities")
-    assert (code, err) == (0, "")
-    assert f"{out}: 3 masks of 3 images, listed in masks.csv" in told
-    for name in ("one", "two", "three"):
-        mask = np.asarray(Image.open(out / f"{name}.png"))
-        assert (mask.shape, mask.dtype, np.unique(mask).tolist()) == ((40, 64), np.uint8, [0, 255])
-        assert (mask[:16, :12] == 255).all()
-        assert not mask[24:].any()
-        assert not mask[:, 24:].any()
-        probability = np.asarray(Image.open(out / "probabilities" / f"{name}.png"))
-        assert np.array_equal(probability > 127, mask > 0)
-    rows = list(csv.DictReader((out / "masks.csv").read_text().splitlines()))
-    assert [row["mask"] for row in rows] == ["one.png", "three.png", "two.png"]
-    assert (rows[0]["rows"], rows[0]["columns"]) == ("40", "64")
-    assert float(rows[0]["vessel_share"]) == pytest.approx(20 * 16 / (40 * 64))
-
-
-def test_segment_tells_each_problem_on_a_line_and_does_the_rest(
-    synthgen, model, pictures, tmp_path
-):
-    (pictures / "broken.png").write_bytes(b"\x89PNG no more")
-    (pictures / "text.jpg").write_text("no picture")
-    out = tmp_path / "masks"
-    code, told, err = synthgen("segment", "darl", pictures, "--out", out)
-    assert code == 3
-    assert [line.partition(": ")[0] for line in err.splitlines()] == [
-        str(pictures / "broken.png"),
-        str(pictures / "text.jpg"),
-    ]
-    assert "3 masks of 5 images" in told
-    assert len(list(csv.DictReader((out / "masks.csv").read_text().splitlines()))) == 3
-    report = json.loads(synthgen("segment", "darl", pictures, "--out", out, "--json")[1])
-    assert report["written"] == 3
-    assert len(report["problems"]) == 2
-
-
-def test_threshold_moves_the_mask(synthgen, model, pictures, tmp_path):
-    one = pictures / "one.png"
-    synthgen("segment", "darl", one, "--out", tmp_path / "all", "--threshold", 0.1)
-    assert (np.asarray(Image.open(tmp_path / "all/one.png")) == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("nowhere.png",), 2, "nowhere.png: no such file or folder"),
-        (("{}/empty",), 3, "holds no pictures"),
-        (("{}/one.png", "{}/other/one.jpg"), 2, "would share the mask one.png"),
-        (("{}", "--out", "{}"), 2, "one.png would overwrite an image"),
-        (("{}", "--threshold", "1"), 2, "--threshold: expected 0 or more and less than 1, got 1"),
-    ],
-)
-def test_segment_refuses(arguments, code, message, synthgen, model, pictures, tmp_path):
-    (pictures / "empty").mkdir()
-    save(pictures / "other/one.jpg", np.zeros((20, 20), np.uint8))
-    words = [word.format(pictures) for word in arguments]
-    out = () if "--out" in words else ("--out", tmp_path / "masks")
-    found, _, err = synthgen("segment", "darl", *words, *out)
-    assert found == code
-    assert message in err
-    assert not (tmp_path / "masks").exists()
-
-
-def test_segment_without_a_model_says_what_to_do(synthgen, pictures, tmp_path):
-    code, _, err = synthgen("segment", "darl", pictures, "--out", tmp_path / "masks")
-    assert code == 3
-    assert "`synthgen train angiograms RECIPE` makes one" in err
-    shutil.rmtree(pictures)

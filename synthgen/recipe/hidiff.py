@@ -1,0 +1,255 @@
+"""The `hidiff` section of a recipe: a segmentor, and the Bernoulli diffusion that refines it.
+
+Chen et al. 2024, arXiv:2407.03548 (IEEE TMI).
+No defaults for scientific numbers: every value stands in the recipe document, with its source.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from synthgen.recipe.base import Count, Probability, Steps, Strict, Weight
+from synthgen.recipe.segmentation import (
+    PatchRecipe,
+    SegmentationLossRecipe,
+    SegmenterTrainRecipe,
+    Sides,
+    WindowRecipe,
+)
+
+_SWIN = (1, 1, 2, 4, 8, 16)
+
+
+class LevelsRecipe(Strict):
+    """Widths of a network's levels, finest first, and the strides of its transitions."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=2)]
+    strides: tuple[Sides, ...]
+
+    @model_validator(mode="after")
+    def _transitions_fit(self) -> Self:
+        transitions = len(self.channels) - 1
+        if len(self.strides) != transitions:
+            raise ValueError(
+                f"strides needs {transitions} entries for {len(self.channels)} channels, "
+                f"got {len(self.strides)}"
+            )
+        return self
+
+    @property
+    def reductions(self) -> tuple[tuple[int, ...], ...]:
+        """How many times smaller than the image each level is, one number per axis."""
+        finest = (1,) * len(self.strides[0])
+        return tuple(
+            itertools.accumulate(
+                (finest, *self.strides),
+                lambda total, stride: tuple(a * b for a, b in zip(total, stride, strict=False)),
+            )
+        )
+
+
+class PlainSegmentorRecipe(LevelsRecipe):
+    """MONAI's U-Net, or DynUNet (nnU-Net's), which has at least 3 levels."""
+
+    kind: Literal["unet", "dynunet"]
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        if self.kind == "dynunet" and len(self.channels) < 3:
+            raise ValueError(f"dynunet needs at least 3 channels, got {len(self.channels)}")
+        return self
+
+
+class SwinSegmentorRecipe(LevelsRecipe):
+    """SwinUNETR; its widths are a feature size, a multiple of 12, times 1, 1, 2, 4, 8 and 16."""
+
+    kind: Literal["swinunetr"]
+
+    @model_validator(mode="after")
+    def _swin_fits(self) -> Self:
+        size = self.channels[0]
+        halved = all(stride == 2 for level in self.strides for stride in level)
+        if self.channels != tuple(size * factor for factor in _SWIN) or size % 12 or not halved:
+            raise ValueError(
+                "swinunetr has channels [f, f, 2f, 4f, 8f, 16f] with f a multiple of 12, and five "
+                f"transitions that halve every axis; got {list(self.channels)}"
+            )
+        return self
+
+
+class ImgxSegmentorRecipe(LevelsRecipe):
+    """The U-Net of ImgX without mask and time: what `recipe.imgx` calls the twin."""
+
+    kind: Literal["imgx"]
+    num_blocks: Count
+    num_heads: Count
+    head_dim: Count
+
+
+SegmentorRecipe = Annotated[
+    PlainSegmentorRecipe | SwinSegmentorRecipe | ImgxSegmentorRecipe, Field(discriminator="kind")
+]
+
+
+class RefinerRecipe(LevelsRecipe):
+    """The network that finds where a mask is wrong.
+
+    At each of `feature_levels` it sees the segmentor's map of the same size; at the coarsest level
+    through the cross-transformer (X-Former) of `num_heads` heads, or as at the others where that
+    is 0. `binary`: weights and activations of one bit.
+    """
+
+    feature_levels: tuple[Steps, ...]
+    num_heads: Steps
+    binary: bool
+
+
+class BernoulliRecipe(Strict):
+    """The chain between masks and the segmentor's masks; see `synthgen.diffusion.bernoulli`.
+
+    `prediction` is what the refiner finds: the mask, or the pixels that flipped, as published.
+    `prior_floor`: the segmentor's probabilities keep so far from 0 and 1, so that the chain can
+    leave a mask that is sure and wrong.
+    """
+
+    num_train_timesteps: Count
+    num_inference_steps: Count
+    schedule: Literal["cosine2", "cosine"]
+    kernel: Literal["bernoulli", "categorical"]
+    posterior: Literal["plugin", "mixture"]
+    prediction: Literal["mask", "flips"]
+    sampler: Literal["ancestral", "ddim"]
+    prior_floor: Annotated[float, Field(gt=0, le=0.05)]
+
+    @model_validator(mode="after")
+    def _flips_are_of_coins(self) -> Self:
+        if self.kernel == "categorical" and self.prediction == "flips":
+            raise ValueError("the categorical kernel has no flips: prediction must be mask")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_exist(self) -> Self:
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps must be at most num_train_timesteps "
+                f"{self.num_train_timesteps}, got {self.num_inference_steps}"
+            )
+        return self
+
+
+class RefinerLossRecipe(Strict):
+    """Weights of the diffusion's bound (KL divergence, in bits) and of the focal loss of flips."""
+
+    bound: Weight
+    focal: Weight
+    gamma: Weight
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not (self.bound or self.focal):
+            raise ValueError("one of bound and focal must be above 0")
+        return self
+
+
+class CorruptionRecipe(Strict):
+    """How masks are spoiled before the refiner sees them; see `synthgen.segment.corruption`."""
+
+    share: Probability
+    area: Probability
+    blob: Count
+    reach: Count
+    temperature: Weight
+
+
+class CollaborationRecipe(Strict):
+    """Who is trained when.
+
+    The refiner at every step; the segmentor, after `warmup` steps, at every `every`-th one, by its
+    own loss and `diffusion` times the refiner's, a weight that grows from 0 over `ramp` steps.
+    """
+
+    warmup: Steps
+    every: Count
+    diffusion: Weight
+    ramp: Count
+
+
+class HidiffRecipe(Strict):
+    """Everything `train hidiff` needs.
+
+    `pretrain` trains the segmentor alone, `train` both. `validation_cases`: at most so many cases
+    are scored at the end.
+    """
+
+    data: PatchRecipe
+    segmentor: SegmentorRecipe
+    refiner: RefinerRecipe
+    schedule: BernoulliRecipe
+    segmentor_losses: SegmentationLossRecipe
+    refiner_losses: RefinerLossRecipe
+    corruption: CorruptionRecipe
+    collaboration: CollaborationRecipe
+    window: WindowRecipe
+    validation_cases: Count
+    pretrain: SegmenterTrainRecipe
+    train: SegmenterTrainRecipe
+
+    @model_validator(mode="after")
+    def _ranks_agree(self) -> Self:
+        axes = self.data.spatial_dims
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, levels in (("segmentor", self.segmentor), ("refiner", self.refiner)):
+            sizes |= {f"{name}.strides[{i}]": s for i, s in enumerate(levels.strides)}
+        if self.window.size is not None:
+            sizes["window.size"] = self.window.size
+        for name, size in sizes.items():
+            if len(size) != axes:
+                raise ValueError(f"{name} needs {axes} numbers as data.patch, got {len(size)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        factors = self.segmentor.reductions[-1]
+        for name, size in (("data.patch", self.data.patch), ("window.size", self.window_size)):
+            if any(side % factor for side, factor in zip(size, factors, strict=True)):
+                raise ValueError(
+                    f"{name} must be divisible by {list(factors)}, by which the segmentor shrinks "
+                    f"it, got {list(size)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> Self:
+        levels = self.refiner.feature_levels
+        if list(levels) != sorted({*levels}) or max(levels, default=0) >= len(
+            self.refiner.channels
+        ):
+            raise ValueError(
+                "refiner.feature_levels must rise and lie below "
+                f"{len(self.refiner.channels)}, got {list(levels)}"
+            )
+        missing = [n for n in levels if self.refiner.reductions[n] not in self.segmentor.reductions]
+        if missing:
+            raise ValueError(
+                f"refiner.feature_levels: the segmentor has no map of the size of level "
+                f"{missing[0]}, 1/{list(self.refiner.reductions[missing[0]])} of the image"
+            )
+        return self
+
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Size of the windows that images are seen in."""
+        return self.data.patch if self.window.size is None else self.window.size
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The segmentor's level whose map enters each of the refiner's `feature_levels`.
+
+        The deepest one of that size.
+        """
+        sizes = self.segmentor.reductions
+        wanted = [self.refiner.reductions[level] for level in self.refiner.feature_levels]
+        return tuple(max(i for i, size in enumerate(sizes) if size == one) for one in wanted)
