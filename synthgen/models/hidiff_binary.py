@@ -47,7 +47,8 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
         (u,) = ctx.saved_tensors
-        return grads[0] * (2 - 2 * u.abs()).clamp(min=0)
+        slope: Tensor = grads[0] * (2 - 2 * u.abs()).clamp(min=0)
+        return slope
 
 
 def sign(u: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class BinaryCrossing(nn.Module):
             stream: `(B, width, *S)`, the stream that is asked.
             emb: `(B, E)`, the time.
         """
-        numbers = per_channel(self.time(emb), stream).split(self.width, 1)
+        numbers = torch.split(per_channel(self.time(emb), stream), self.width, 1)
         gate, shift, second_gate, second_shift, *thresholds = numbers
         asking, asked, of_answer, of_hidden = self.norms
         known = asked(stream)
@@ -197,11 +198,15 @@ class BinaryCrossing(nn.Module):
         answer = of_answer(self._attend(*signs)) + parts[0] + parts[1] + parts[2]
         stream = stream + gate * answer + shift
         hidden = self.narrow(self.widen(of_hidden(stream), emb), emb)
-        return stream + second_gate * hidden + second_shift
+        changed: Tensor = stream + second_gate * hidden + second_shift
+        return changed
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the sum of the chosen values for every query, `(B, width, *S)`."""
-        heads = [part.flatten(2).unflatten(1, (self.num_heads, -1)) for part in (query, key, value)]
+        heads = [
+            part.reshape(part.shape[0], self.num_heads, -1, part[0, 0].numel())
+            for part in (query, key, value)
+        ]
         scores = heads[0].transpose(2, 3) @ heads[1] / math.sqrt(heads[0].shape[2])
         chosen = scores > scores.amax(-1, keepdim=True) + math.log(_ATTENTION_SHARE)
         soft = scores.softmax(-1)

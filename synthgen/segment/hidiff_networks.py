@@ -89,7 +89,9 @@ def build_refiner(recipe: HidiffRecipe, in_channels: int, form: MaskForm) -> HiD
 
 def build_scheduler(recipe: BernoulliRecipe) -> BernoulliScheduler:
     """Build the chain, the steps of its inference set."""
-    scheduler: BernoulliScheduler = BernoulliScheduler(**recipe.model_dump(exclude={"num_inference_steps"}))
+    scheduler: BernoulliScheduler = BernoulliScheduler(
+        **recipe.model_dump(exclude={"num_inference_steps"})
+    )
     scheduler.set_timesteps(recipe.num_inference_steps)
     return scheduler
 
