@@ -18,6 +18,7 @@ from synthgen.core.model_folder import read_model_folder, write_model_folder
 from synthgen.core.rng import Stream
 from synthgen.diffusion.bernoulli import BernoulliScheduler
 from synthgen.models.hidiff import HiDiffRefiner
+from synthgen.models.hidiff_deploy import DeployedRefiner
 from synthgen.models.segmentors import Segmentor
 from synthgen.runtime import place, tensor_files
 from synthgen.segment.hidiff_masks import MaskForm
@@ -62,7 +63,8 @@ class HiDiffSegmenter:
         self._networks, self._digest = networks, digest
         self._form = mask_form(use, networks.scheduler)
         _require_fit(networks, use, self._form)
-        self._weight = next(networks.refiner.parameters())
+        self._weight = next(networks.segmentor.parameters())
+        self._refiner = _runner(networks)
         self.use = use
         self.subjects = tuple(subjects)
 
@@ -73,13 +75,16 @@ class HiDiffSegmenter:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Digest of the model, precision, window and steps."""
-        return {
+        """Digest of the model, precision, window, steps, and how binary sums are made."""
+        facts = {
             "model": self._digest,
             "dtype": str(self._weight.dtype).removeprefix("torch."),
             "window": list(self.use.window),
             "steps": self._networks.scheduler.timesteps.tolist(),
         }
+        if isinstance(self._refiner, DeployedRefiner):
+            facts["binary"] = self._refiner.backend
+        return facts
 
     def predict(self, images: Tensor, keys: Sequence[SampleKey] = ()) -> Tensor:
         """Return what the last step finds, `(B, C, *S)`; see `steps`."""
@@ -104,7 +109,7 @@ class HiDiffSegmenter:
         found = []
         for image, key in zip(images, keys, strict=True):
             shown = self._shown(image)
-            windows = _Windows(self._networks, self.use)
+            windows = _Windows(self._networks, self._refiner, self.use)
             prior = self._form.prior(windows.segment(shown))
 
             def predict(
@@ -130,7 +135,7 @@ class HiDiffSegmenter:
         self.use.check(images)
         found = []
         for image in images:
-            logits = _Windows(self._networks, self.use).segment(self._shown(image))
+            logits = _Windows(self._networks, self._refiner, self.use).segment(self._shown(image))
             found.append(self._tissues(self._form.prior(logits), image))
         return torch.cat(found)
 
@@ -163,8 +168,10 @@ class HiDiffSegmenter:
             reason = str(error).strip().partition("\n")[0]
             raise StoreError(f"{folder}: its networks cannot be built ({reason})") from error
         for network in (segmentor, refiner):
-            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
-            torch.nn.Module.to(network, dtype=getattr(torch, dtype))
+            # Rounded thresholds would turn signs: a binary refiner casts its real layers itself.
+            if network is segmentor or not refiner.config.binary:
+                # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
+                torch.nn.Module.to(network, dtype=getattr(torch, dtype))
             place(network, torch.device(device)).eval()
         scheduler.set_timesteps(int(record["num_inference_steps"]))
         try:
@@ -175,11 +182,25 @@ class HiDiffSegmenter:
             raise SchemaError(f"{folder}: {error}") from error
 
 
+def _runner(networks: HiDiffNetworks) -> HiDiffRefiner | DeployedRefiner:
+    """Return the refiner as it runs: on a CPU a binary one computes with bits or integers."""
+    settings: Any = networks.refiner.config
+    weight = next(networks.segmentor.parameters())
+    if settings["binary"] and weight.device.type == "cpu":
+        return DeployedRefiner(networks.refiner, len(networks.scheduler), dtype=weight.dtype)
+    return networks.refiner
+
+
 class _Windows:
     """One image, window by window; what the segmentor saw is kept for the steps."""
 
-    def __init__(self, networks: HiDiffNetworks, use: SegmenterUse) -> None:
-        self._networks, self._use = networks, use
+    def __init__(
+        self,
+        networks: HiDiffNetworks,
+        refiner: HiDiffRefiner | DeployedRefiner,
+        use: SegmenterUse,
+    ) -> None:
+        self._networks, self._refiner, self._use = networks, refiner, use
         self._dtype = next(networks.segmentor.parameters()).dtype
         self._trunks: list[Trunks] = []
 
@@ -190,7 +211,7 @@ class _Windows:
             logits: Tensor
             logits, maps = self._networks.segmentor(window.to(self._dtype))
             features = [maps[i] for i in self._networks.features]
-            self._trunks.append(self._networks.refiner.prepare(features, window.shape[2:]))
+            self._trunks.append(self._refiner.prepare(features, window.shape[2:]))
             return logits.float()
 
         return sliding(image, self._use.window, self._use.overlap, ask)
@@ -204,8 +225,8 @@ class _Windows:
         def ask(window: Tensor) -> Tensor:
             shown, noisy, beside = window.tensor_split(ends, dim=1)
             steps = t.expand(len(window))
-            refiner = self._networks.refiner
-            return refiner.refine(shown, noisy, beside, steps, next(trunks)).float()
+            logits = self._refiner.refine(shown, noisy, beside, steps, next(trunks))
+            return logits.float()
 
         seen = torch.cat([image, mask, prior], dim=1)
         return sliding(seen, self._use.window, self._use.overlap, ask)

@@ -172,6 +172,18 @@ def test_every_kind_of_model_segments_after_training(tmp_path, settings, data, s
         assert torch.allclose(found.sum(1), torch.ones(()), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_binary_refiner_runs_without_simulation(tmp_path, dtype):
+    settings = {"refiner__binary": True, "train__steps": 2, "pretrain__steps": 2}
+    train_hidiff(hidiff_recipe(tmp_path, **settings), mixture(), tmp_path / "m")
+    model = HiDiffSegmenter.load(tmp_path / "m", dtype=dtype)
+    assert model.identity["binary"] in ("popcount", "int8")
+    assert model.identity["dtype"] == dtype
+    found = model.predict(images(), keys())
+    assert torch.allclose(found.sum(1), torch.ones(()), atol=1e-5)
+    assert torch.equal(found[1:], model.predict(images()[1:], keys()[1:]))
+
+
 def test_volumes_are_refined_in_windows(tmp_path):
     train_hidiff(volumes_recipe(tmp_path, pretrain__steps=2), volumes(), tmp_path / "m")
     model = HiDiffSegmenter.load(tmp_path / "m")
