@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,16 +164,10 @@ class _Trainer:
             "schema": self.store.schema.fingerprint,
             "store": self.store.fingerprint,
         }
-        return LoopSettings(
-            steps=steps,
-            log_every=train.log_every,
-            sheet_every=train.sheet_every if sheets else 0,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            seed=train.seed,
-            max_minutes=self.budget.minutes_left,
-            identity=digest(identity)[:16],
+        settings = LoopSettings.of(
+            train, steps, identity=digest(identity)[:16], max_minutes=self.budget.minutes_left
         )
+        return settings if sheets else replace(settings, sheet_every=0)
 
     def _train_classifier(self) -> ModalityDatasetClassifier:
         """Stage 1."""

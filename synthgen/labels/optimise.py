@@ -10,8 +10,6 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from synthgen.training.loop import LoopSettings
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,18 +60,4 @@ def build_ema(recipe: TrainRecipe, model: nn.Module) -> EMAModel:
         use_ema_warmup=True,
         power=0.75,
         foreach=True,
-    )
-
-
-def loop_settings(recipe: TrainRecipe, identity: str, max_minutes: float | None) -> LoopSettings:
-    """Return the loop's settings of a recipe's `train` section."""
-    return LoopSettings(
-        steps=recipe.steps,
-        log_every=recipe.log_every,
-        sheet_every=recipe.sheet_every,
-        checkpoint_every=recipe.checkpoint_every,
-        keep=recipe.keep,
-        seed=recipe.seed,
-        max_minutes=max_minutes,
-        identity=identity,
     )

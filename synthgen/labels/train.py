@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from synthgen.core.errors import RecipeError, StoreError
 from synthgen.core.manifest import digest, file_digest, write_atomic
 from synthgen.data.augment import PvAugment
-from synthgen.data.loaders import LabelBatch, LabelBatches, prefetch
+from synthgen.data.loaders import LabelBatch, LabelBatches
 from synthgen.data.store import TrainingStore
 from synthgen.diffusion.schedule import build_training_scheduler
 from synthgen.labels.build import (
@@ -34,13 +34,11 @@ from synthgen.labels.latents import (
     load_cache,
     save_cache,
 )
-from synthgen.labels.optimise import loop_settings
 from synthgen.labels.train_autoencoder import AutoencoderStep
 from synthgen.labels.train_diffusion import DiffusionStep
 from synthgen.runtime import build_accelerator, place, tensor_files
-from synthgen.training.checkpoint import CheckpointFolder
 from synthgen.training.log import read_losses
-from synthgen.training.loop import run
+from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,12 +101,13 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
         return vae.eval().requires_grad_(False)
     accelerator = build_accelerator(train.precision, train.accumulation, train.trackers, run_dir)
     batches = label_batches(plan, train)
-    first = first_step(run_dir, plan.resume) * train.accumulation
-    with prefetch(batches, first) as ahead:
+    with made_ahead(batches, run_dir, accelerator, resume=plan.resume) as ahead:
         step = AutoencoderStep(
             vae, recipe, plan.store.schema, ahead, preview_batch(plan), accelerator
         )
-        settings = loop_settings(train, identity, plan.max_minutes)
+        settings = LoopSettings.of(
+            train, train.steps, identity=identity, max_minutes=plan.max_minutes
+        )
         steps = run(step, settings, run_dir, accelerator, plan.resume)
     step.ema["vae"].copy_to(vae.parameters())
     vae = vae.eval().requires_grad_(False).cpu()
@@ -171,7 +170,9 @@ def train_diffusion(plan: TrainPlan, vae: ModelMixin) -> TrainedDiffusion:
         lesion_share=plan.recipe.lesion_share,
     )
     step = DiffusionStep(pipeline, recipe, batches, scale, preview_batch(plan), accelerator)
-    settings = loop_settings(train, plan.identity("diffusion"), plan.max_minutes)
+    settings = LoopSettings.of(
+        train, train.steps, identity=plan.identity("diffusion"), max_minutes=plan.max_minutes
+    )
     steps = run(step, settings, run_dir, accelerator, plan.resume)
     step.ema["denoiser"].copy_to(accelerator.unwrap_model(step.models["denoiser"]).parameters())
     pipeline.to("cpu")
@@ -325,9 +326,3 @@ def preview_batch(plan: TrainPlan) -> LabelBatch:
     """Return some slices for sheets: validation ones where there are any."""
     split = "val" if plan.store.slice_indices("val").size else "train"
     return LabelBatches(plan.store, split, PREVIEW, 0, None, lesion_share=0.25).batch(0)
-
-
-def first_step(run_dir: Path, resume: bool) -> int:
-    """Return the step at which training (re)starts, so that loading ahead starts there too."""
-    latest = CheckpointFolder(run_dir / "checkpoints").latest() if resume else None
-    return latest or 0

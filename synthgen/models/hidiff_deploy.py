@@ -184,7 +184,7 @@ def _works(backend: Backend) -> bool:
         expected = IntegerBlock(known, integers=False)(x, t)
         try:
             got = _block(known, backend)(x, t)
-        except (RuntimeError, AttributeError, NotImplementedError):  # a torch without the call
+        except (RuntimeError, AttributeError):  # a torch without the call
             return False
         if float((got - expected).abs().max()) > _TEST_TOLERANCE:
             return False

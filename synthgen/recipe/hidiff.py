@@ -6,49 +6,19 @@ No defaults for scientific numbers: every value stands in the recipe document, w
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from synthgen.recipe.base import Count, Probability, Steps, Strict, Weight
 from synthgen.recipe.segmentation import (
-    PatchRecipe,
+    LevelsRecipe,
     SegmentationLossRecipe,
+    SegmenterRecipe,
     SegmenterTrainRecipe,
-    Sides,
-    WindowRecipe,
 )
 
 _SWIN = (1, 1, 2, 4, 8, 16)
-
-
-class LevelsRecipe(Strict):
-    """Widths of a network's levels, finest first, and the strides of its transitions."""
-
-    channels: Annotated[tuple[Count, ...], Field(min_length=2)]
-    strides: tuple[Sides, ...]
-
-    @model_validator(mode="after")
-    def _transitions_fit(self) -> Self:
-        transitions = len(self.channels) - 1
-        if len(self.strides) != transitions:
-            raise ValueError(
-                f"strides needs {transitions} entries for {len(self.channels)} channels, "
-                f"got {len(self.strides)}"
-            )
-        return self
-
-    @property
-    def reductions(self) -> tuple[tuple[int, ...], ...]:
-        """How many times smaller than the image each level is, one number per axis."""
-        finest = (1,) * len(self.strides[0])
-        return tuple(
-            itertools.accumulate(
-                (finest, *self.strides),
-                lambda total, stride: tuple(a * b for a, b in zip(total, stride, strict=False)),
-            )
-        )
 
 
 class PlainSegmentorRecipe(LevelsRecipe):
@@ -177,14 +147,12 @@ class CollaborationRecipe(Strict):
     ramp: Count
 
 
-class HidiffRecipe(Strict):
+class HidiffRecipe(SegmenterRecipe):
     """Everything `train hidiff` needs.
 
-    `pretrain` trains the segmentor alone, `train` both. `validation_cases`: at most so many cases
-    are scored at the end.
+    `pretrain` trains the segmentor alone, `train` both.
     """
 
-    data: PatchRecipe
     segmentor: SegmentorRecipe
     refiner: RefinerRecipe
     schedule: BernoulliRecipe
@@ -192,23 +160,15 @@ class HidiffRecipe(Strict):
     refiner_losses: RefinerLossRecipe
     corruption: CorruptionRecipe
     collaboration: CollaborationRecipe
-    window: WindowRecipe
-    validation_cases: Count
     pretrain: SegmenterTrainRecipe
-    train: SegmenterTrainRecipe
 
-    @model_validator(mode="after")
-    def _ranks_agree(self) -> Self:
-        axes = self.data.spatial_dims
-        sizes: dict[str, tuple[int, ...]] = {}
-        for name, levels in (("segmentor", self.segmentor), ("refiner", self.refiner)):
-            sizes |= {f"{name}.strides[{i}]": s for i, s in enumerate(levels.strides)}
-        if self.window.size is not None:
-            sizes["window.size"] = self.window.size
-        for name, size in sizes.items():
-            if len(size) != axes:
-                raise ValueError(f"{name} needs {axes} numbers as data.patch, got {len(size)}")
-        return self
+    @property
+    def strides(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """See `SegmenterRecipe.strides`."""
+        return {
+            "segmentor.strides": self.segmentor.strides,
+            "refiner.strides": self.refiner.strides,
+        }
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -238,11 +198,6 @@ class HidiffRecipe(Strict):
                 f"{missing[0]}, 1/{list(self.refiner.reductions[missing[0]])} of the image"
             )
         return self
-
-    @property
-    def window_size(self) -> tuple[int, ...]:
-        """Size of the windows that images are seen in."""
-        return self.data.patch if self.window.size is None else self.window.size
 
     @property
     def features(self) -> tuple[int, ...]:

@@ -12,38 +12,24 @@ from pydantic import Field, model_validator
 
 from synthgen.recipe.base import Count, Positive, Probability, Strict
 from synthgen.recipe.segmentation import (
-    PatchRecipe,
+    LevelsRecipe,
     SegmentationLossRecipe,
-    SegmenterTrainRecipe,
-    Sides,
-    WindowRecipe,
+    SegmenterRecipe,
 )
 
 
-class ImgxNetworkRecipe(Strict):
-    """The U-Net; `strides` are of each transition between levels, one number per axis.
+class ImgxNetworkRecipe(LevelsRecipe):
+    """The U-Net.
 
     `time_conditioning`: `film` tells the network the log-SNR, `none` is the published network,
     whose instance norms cancel the time step.
     """
 
-    channels: Annotated[tuple[Count, ...], Field(min_length=2)]
-    strides: tuple[Sides, ...]
     num_blocks: Count
     num_heads: Count
     head_dim: Count
     dropout: Probability
     time_conditioning: Literal["film", "none"]
-
-    @model_validator(mode="after")
-    def _transitions_fit(self) -> Self:
-        transitions = len(self.channels) - 1
-        if len(self.strides) != transitions:
-            raise ValueError(
-                f"strides needs {transitions} entries for {len(self.channels)} channels, "
-                f"got {len(self.strides)}"
-            )
-        return self
 
 
 class ImgxScheduleRecipe(Strict):
@@ -74,37 +60,21 @@ class ImgxScheduleRecipe(Strict):
         return self
 
 
-class ImgxRecipe(Strict):
+class ImgxRecipe(SegmenterRecipe):
     """Everything `train imgx` needs.
 
     `strategy` is what noisy masks are made from in training, see `synthgen.segment.strategies`.
     `twin`: also train the same network without mask and time, for as many steps (`equal_steps`),
-    or for as much computation (`equal_compute`), or not at all (`none`). `validation_cases`: at
-    most so many cases are scored at the end.
+    or for as much computation (`equal_compute`), or not at all (`none`).
     """
 
-    data: PatchRecipe
     network: ImgxNetworkRecipe
     schedule: ImgxScheduleRecipe
     strategy: Literal["standard", "recycle_next", "recycle_start", "self_condition"]
     losses: SegmentationLossRecipe
     twin: Literal["none", "equal_steps", "equal_compute"]
-    window: WindowRecipe
-    validation_cases: Count
-    train: SegmenterTrainRecipe
-
-    @model_validator(mode="after")
-    def _ranks_agree(self) -> Self:
-        axes = self.data.spatial_dims
-        sizes = {f"network.strides[{i}]": s for i, s in enumerate(self.network.strides)}
-        if self.window.size is not None:
-            sizes["window.size"] = self.window.size
-        for name, size in sizes.items():
-            if len(size) != axes:
-                raise ValueError(f"{name} needs {axes} numbers as data.patch, got {len(size)}")
-        return self
 
     @property
-    def window_size(self) -> tuple[int, ...]:
-        """Size of the windows that images are seen in."""
-        return self.data.patch if self.window.size is None else self.window.size
+    def strides(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """See `SegmenterRecipe.strides`."""
+        return {"network.strides": self.network.strides}

@@ -5,6 +5,8 @@ No defaults for scientific numbers: every value stands in the recipe document, w
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -65,6 +67,34 @@ class PatchRecipe(Strict):
         return len(self.patch)
 
 
+class LevelsRecipe(Strict):
+    """Widths of a network's levels, finest first, and the strides of its transitions."""
+
+    channels: Annotated[tuple[Count, ...], Field(min_length=2)]
+    strides: tuple[Sides, ...]
+
+    @model_validator(mode="after")
+    def _transitions_fit(self) -> Self:
+        transitions = len(self.channels) - 1
+        if len(self.strides) != transitions:
+            raise ValueError(
+                f"strides needs {transitions} entries for {len(self.channels)} channels, "
+                f"got {len(self.strides)}"
+            )
+        return self
+
+    @property
+    def reductions(self) -> tuple[tuple[int, ...], ...]:
+        """How many times smaller than the image each level is, one number per axis."""
+        finest = (1,) * len(self.strides[0])
+        return tuple(
+            itertools.accumulate(
+                (finest, *self.strides),
+                lambda total, stride: tuple(a * b for a, b in zip(total, stride, strict=False)),
+            )
+        )
+
+
 class SegmentationLossRecipe(Strict):
     """Weight of each loss of `synthgen.losses.segmentation`; `gamma` is the focal loss's."""
 
@@ -103,3 +133,36 @@ class SegmenterTrainRecipe(TrainingRecipe):
     warmup: Steps
     decay: Count | None
     weight_decay: Weight
+
+
+class SegmenterRecipe(Strict, ABC):
+    """What every segmenter's section says.
+
+    `validation_cases`: at most so many cases are scored at the end.
+    """
+
+    data: PatchRecipe
+    window: WindowRecipe
+    validation_cases: Count
+    train: SegmenterTrainRecipe
+
+    @property
+    @abstractmethod
+    def strides(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Strides of each network's transitions, by the key that holds them."""
+
+    @model_validator(mode="after")
+    def _ranks_agree(self) -> Self:
+        axes = self.data.spatial_dims
+        sizes = {f"{k}[{i}]": s for k, steps in self.strides.items() for i, s in enumerate(steps)}
+        if self.window.size is not None:
+            sizes["window.size"] = self.window.size
+        for name, size in sizes.items():
+            if len(size) != axes:
+                raise ValueError(f"{name} needs {axes} numbers as data.patch, got {len(size)}")
+        return self
+
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Size of the windows that images are seen in."""
+        return self.data.patch if self.window.size is None else self.window.size

@@ -15,11 +15,10 @@ from synthgen.core.errors import LeakageError, RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey
 from synthgen.core.workspace import default_run_dir
-from synthgen.data.loaders import prefetch
 from synthgen.runtime import build_accelerator
 from synthgen.segment.borrowed_segmentor import borrow_segmentor
+from synthgen.segment.card import write_card
 from synthgen.segment.hidiff import HiDiffSegmenter, save_hidiff
-from synthgen.segment.hidiff_card import write_card
 from synthgen.segment.hidiff_masks import MaskForm
 from synthgen.segment.hidiff_networks import (
     HiDiffNetworks,
@@ -29,11 +28,10 @@ from synthgen.segment.hidiff_networks import (
 )
 from synthgen.segment.hidiff_step import HiDiffStep, segmentor_steps
 from synthgen.segment.segmentor_step import SegmentorStep
-from synthgen.segment.training_data import patches_of, require_fit
-from synthgen.segment.use import SegmenterUse
+from synthgen.segment.training_data import patches_of, require_fit, training_facts, use_of
 from synthgen.segment.validation import chosen_cases, dice_of_steps, require_unseen
 from synthgen.training.checkpoint import CheckpointFolder
-from synthgen.training.loop import LoopSettings, run
+from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from synthgen.recipe.segmentation import SegmenterTrainRecipe
     from synthgen.segment.borrowed_segmentor import Borrowed
     from synthgen.segment.imgx_step import Batches
+    from synthgen.segment.use import SegmenterUse
 
     Step = TypeVar("Step", SegmentorStep, HiDiffStep)
 
@@ -56,7 +55,6 @@ Stage = Literal["segmentor", "hidiff"]
 
 _ALONE_READS = ("data", "segmentor", "schedule", "segmentor_losses", "pretrain")
 """What of a recipe decides the segmentor alone; of the schedule, its kernel."""
-_AHEAD = 2
 _ALONE = 0.3
 """Share of the time budget that the segmentor alone may take."""
 
@@ -110,15 +108,7 @@ def train_hidiff(
         )
     form = MaskForm(len(data.tissues), data.overlapping, scheduler.exclusive)
     run_dir = default_run_dir(out) if run_dir is None else run_dir
-    use = SegmenterUse(
-        data.tissues,
-        data.overlapping,
-        data.channels,
-        data.spatial_dims,
-        data.spacing_mm,
-        section.window_size,
-        section.window.overlap,
-    )
+    use = use_of(section, data)
     borrowed = None
     if segmentor is not None:
         empty = build_segmentor(section, len(data.channels), form)
@@ -222,14 +212,11 @@ class _Trainer:
         build: Callable[[Batches], Step],
     ) -> tuple[Step, int]:
         """Run one training; return its step and how many were made."""
-        train = self._train(stage)
-        batches = patches_of(self.section.data, train, self.data)
-        first = self._latest(stage) * train.accumulation if resume else 0
-        # A worker of several asks for every n-th batch only: nothing is made ahead.
-        alone = accelerator.num_processes == 1
-        with prefetch(batches, first, _AHEAD) as ahead:
-            step = build(ahead if alone else batches)
-            return step, run(step, settings, self.run_dir / stage, accelerator, resume)
+        batches = patches_of(self.section.data, self._train(stage), self.data)
+        folder = self.run_dir / stage
+        with made_ahead(batches, folder, accelerator, resume=resume) as ahead:
+            step = build(ahead)
+            return step, run(step, settings, folder, accelerator, resume)
 
     def _train(self, stage: Stage) -> SegmenterTrainRecipe:
         return self.section.pretrain if stage == "segmentor" else self.section.train
@@ -249,16 +236,7 @@ class _Trainer:
         facts["batches"] = patches_of(section.data, train, self.data).identity
         if self.borrowed is not None:
             facts["borrowed"] = self.borrowed.digest
-        return LoopSettings(
-            steps=train.steps,
-            log_every=train.log_every,
-            sheet_every=train.sheet_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            seed=train.seed,
-            max_minutes=minutes,
-            identity=digest(facts)[:16],
-        )
+        return LoopSettings.of(train, train.steps, identity=digest(facts)[:16], max_minutes=minutes)
 
     def _save(
         self,
@@ -279,10 +257,7 @@ class _Trainer:
             "recipe_fingerprint": self.recipe.fingerprint,
             "steps": dict(done),
             "segmentor_steps_beside_the_refiner": segmentor_steps(section),
-            "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
-            "data": {p.name: round(s, 4) for p, s in zip(data.parts, data.shares, strict=True)},
-            "data_identity": digest(dict(data.identity)),
-            "seed": section.train.seed,
+            **training_facts(parts, data, section.train.seed),
         }
         if self.borrowed is not None:
             training["borrowed_segmentor"] = self.borrowed.digest
@@ -290,7 +265,7 @@ class _Trainer:
         if validation is not None:
             segmenter = HiDiffSegmenter(networks, self.use)
             training["validation"] = self._scores(segmenter, validation)
-        card = write_card(self.use, training, subjects)
+        card = write_card("hidiff", self.use, training, subjects)
         save_hidiff(out, networks, self.use, subjects=subjects, training=training, card=card)
 
     def _scores(self, segmenter: HiDiffSegmenter, validation: LabelledData) -> dict[str, Any]:

@@ -17,16 +17,13 @@ from synthgen.core.errors import RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey
 from synthgen.core.workspace import default_run_dir
-from synthgen.data.loaders import prefetch
 from synthgen.runtime import build_accelerator
+from synthgen.segment.card import write_card
 from synthgen.segment.imgx import ImgXNetworks, ImgXSegmenter, save_imgx
-from synthgen.segment.imgx_card import write_card
 from synthgen.segment.imgx_step import ImgxStep, build_network, inference_scheduler
-from synthgen.segment.training_data import patches_of, require_fit
-from synthgen.segment.use import SegmenterUse
+from synthgen.segment.training_data import patches_of, require_fit, training_facts, use_of
 from synthgen.segment.validation import chosen_cases, dice_of_steps, require_unseen
-from synthgen.training.checkpoint import CheckpointFolder
-from synthgen.training.loop import LoopSettings, run
+from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from synthgen.recipe import Recipe
     from synthgen.recipe.imgx import ImgxRecipe
 
-_AHEAD = 2
 _FORWARD, _UPDATE = 1, 3
 """Cost of a forward pass, and of one with its backward pass."""
 
@@ -155,14 +151,10 @@ class _Trainer:
         batches = patches_of(section.data, section.train, data)
         network = build_network(section, len(data.channels), len(data.tissues), twin=name == "twin")
         settings = self._settings(name, count, batches, minutes)
-        latest = CheckpointFolder(folder / "checkpoints").latest() if resume else None
-        # A worker of several asks for every n-th batch only: nothing is made ahead.
-        alone = accelerator.num_processes == 1
-        first = (latest or 0) * section.train.accumulation
-        with prefetch(batches, first, _AHEAD) as ahead:
+        with made_ahead(batches, folder, accelerator, resume=resume) as ahead:
             step = ImgxStep(
                 section,
-                ahead if alone else batches,
+                ahead,
                 network,
                 accelerator,
                 overlapping=data.overlapping,
@@ -181,16 +173,7 @@ class _Trainer:
             "recipe": section,
             "data": batches.identity,
         }
-        return LoopSettings(
-            steps=steps,
-            log_every=train.log_every,
-            sheet_every=train.sheet_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            seed=train.seed,
-            max_minutes=minutes,
-            identity=digest(identity)[:16],
-        )
+        return LoopSettings.of(train, steps, identity=digest(identity)[:16], max_minutes=minutes)
 
     def _save(
         self,
@@ -212,29 +195,18 @@ class _Trainer:
             networks.get("twin"),
             section.schedule.clip,
         )
-        use = SegmenterUse(
-            data.tissues,
-            data.overlapping,
-            data.channels,
-            data.spatial_dims,
-            data.spacing_mm,
-            section.window_size,
-            section.window.overlap,
-        )
+        use = use_of(section, data)
         training: dict[str, Any] = {
             "recipe": self.recipe.name,
             "recipe_fingerprint": self.recipe.fingerprint,
             "strategy": section.strategy,
             "steps": done,
-            "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in networks.items()},
-            "data": {p.name: round(s, 4) for p, s in zip(data.parts, data.shares, strict=True)},
-            "data_identity": digest(dict(data.identity)),
-            "seed": section.train.seed,
+            **training_facts(networks, data, section.train.seed),
         }
         if validation is not None:
             segmenter = ImgXSegmenter(parts, use)
             training["validation"] = self._scores(segmenter, validation)
-        card = write_card(use, training, data.subjects)
+        card = write_card("imgx", use, training, data.subjects)
         save_imgx(out, parts, use, subjects=data.subjects, training=training, card=card)
 
     def _scores(self, segmenter: ImgXSegmenter, validation: LabelledData) -> dict[str, Any]:

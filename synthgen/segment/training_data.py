@@ -1,15 +1,21 @@
-"""What a recipe of a segmenter asks of its training data."""
+"""What a recipe of a segmenter asks of its training data, and what its model says of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import GeometryError, RequestError
+from synthgen.core.manifest import digest
 from synthgen.data.patches import PatchAugmentation, Patches, PatchSettings
+from synthgen.segment.use import SegmenterUse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
     from synthgen.data.mixture import Mixture
-    from synthgen.recipe.segmentation import PatchRecipe, SegmenterTrainRecipe
+    from synthgen.recipe.segmentation import PatchRecipe, SegmenterRecipe, SegmenterTrainRecipe
 
 
 def require_fit(section: str, wanted: PatchRecipe, data: Mixture) -> None:
@@ -42,3 +48,26 @@ def patches_of(wanted: PatchRecipe, train: SegmenterTrainRecipe, data: Mixture) 
     augmentation = PatchAugmentation(**wanted.augmentation.model_dump())
     settings = PatchSettings(wanted.patch, train.batch_size, wanted.foreground, augmentation)
     return Patches(data, settings, train.seed)
+
+
+def use_of(section: SegmenterRecipe, data: Mixture) -> SegmenterUse:
+    """Return which images a segmenter takes that is trained on such data."""
+    return SegmenterUse(
+        data.tissues,
+        data.overlapping,
+        data.channels,
+        data.spatial_dims,
+        data.spacing_mm,
+        section.window_size,
+        section.window.overlap,
+    )
+
+
+def training_facts(networks: Mapping[str, nn.Module], data: Mixture, seed: int) -> dict[str, Any]:
+    """Return what a model folder says of its training: parameters, data, seed."""
+    return {
+        "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in networks.items()},
+        "data": {p.name: round(s, 4) for p, s in zip(data.parts, data.shares, strict=True)},
+        "data_identity": digest(dict(data.identity)),
+        "seed": seed,
+    }

@@ -13,13 +13,14 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import nn
 
 from synthgen.core.errors import RequestError
 from synthgen.core.rng import SampleKey, Stream
+from synthgen.data.loaders import Batch_co, prefetch
 from synthgen.training.checkpoint import CheckpointFolder
 from synthgen.training.log import LossLog, Progress, tracked, write_sheet
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
+
+    from synthgen.data.loaders import Batches
+    from synthgen.recipe.training import TrainingRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +101,38 @@ class LoopSettings:
     seed: int = 0
     max_minutes: float | None = None
     identity: str = ""
+
+    @classmethod
+    def of(
+        cls, train: TrainingRecipe, steps: int, *, identity: str, max_minutes: float | None
+    ) -> Self:
+        """Return the settings of a recipe's `train` section, for a training of so many steps."""
+        return cls(
+            steps=steps,
+            log_every=train.log_every,
+            sheet_every=train.sheet_every,
+            checkpoint_every=train.checkpoint_every,
+            keep=train.keep,
+            seed=train.seed,
+            max_minutes=max_minutes,
+            identity=identity,
+        )
+
+
+@contextmanager
+def made_ahead(
+    batches: Batches[Batch_co], run_dir: Path, accelerator: Accelerator, *, resume: bool
+) -> Iterator[Batches[Batch_co]]:
+    """Make the batches of a run in a thread, from its last checkpoint on if it is resumed.
+
+    A worker of several asks for every n-th batch only: nothing is made ahead for it.
+    """
+    if accelerator.num_processes > 1:
+        yield batches
+        return
+    latest = CheckpointFolder(run_dir / "checkpoints").latest() if resume else None
+    with prefetch(batches, (latest or 0) * accelerator.gradient_accumulation_steps) as ahead:
+        yield ahead
 
 
 def run(

@@ -17,7 +17,6 @@ from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import VESSEL
 from synthgen.core.workspace import default_run_dir
-from synthgen.data.loaders import prefetch
 from synthgen.images.angiogram.darl import AngiogramPipeline, DarlRecord
 from synthgen.images.angiogram.darl_card import write_card
 from synthgen.images.angiogram.darl_parts import Critic, DarlParts
@@ -30,8 +29,7 @@ from synthgen.models.darl_unet import NoisePredictor, library_noise_predictor
 from synthgen.models.image_pool import ImagePool
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
 from synthgen.runtime import build_accelerator, seeded_init
-from synthgen.training.checkpoint import CheckpointFolder
-from synthgen.training.loop import LoopSettings, run
+from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +45,6 @@ Net = TypeVar("Net", bound=nn.Module)
 _STD = 0.02
 """Standard deviation of initial weights that are normal."""
 _CHECKED = 16
-_AHEAD = 2
 
 
 def train_angiograms(
@@ -106,14 +103,10 @@ class _Trainer:
         )
         parts = build_parts(self.section)
         settings = self._settings(max_minutes)
-        latest = CheckpointFolder(self.run_dir / "checkpoints").latest() if resume else None
-        # A worker of several asks for every n-th batch only: nothing is made ahead.
-        alone = accelerator.num_processes == 1
-        first = (latest or 0) * train.accumulation
-        with prefetch(self.data.pools, first, _AHEAD) as ahead:
+        with made_ahead(self.data.pools, self.run_dir, accelerator, resume=resume) as ahead:
             step = DarlStep(
                 self.section,
-                ahead if alone else self.data.pools,
+                ahead,
                 parts,
                 accelerator,
                 pairs=self.data.pairs,
@@ -130,15 +123,8 @@ class _Trainer:
             "recipe": self.section.model_dump(mode="json", exclude={"train": {"trackers"}}),
             "data": self.data.identity,
         }
-        return LoopSettings(
-            steps=train.steps,
-            log_every=train.log_every,
-            sheet_every=train.sheet_every,
-            checkpoint_every=train.checkpoint_every,
-            keep=train.keep,
-            seed=train.seed,
-            max_minutes=max_minutes,
-            identity=digest(identity)[:16],
+        return LoopSettings.of(
+            train, train.steps, identity=digest(identity)[:16], max_minutes=max_minutes
         )
 
     def _save(

@@ -1,4 +1,4 @@
-"""The card of a trained HiDiff model: what it is, what it saw, what refinement gains."""
+"""The card of a trained segmenter: what it is, what it saw, its Dice by step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ if TYPE_CHECKING:
 
     from synthgen.segment.use import SegmenterUse
 
-_TEMPLATE = """# Segmenter with a mask that diffusion refines (HiDiff)
+_HEADS = {
+    "imgx": """# Segmenter by diffusion over masks (ImgX)
+
+Finds {tissues} in {spatial_dims}-D images ({channels}) of {spacing} mm. Method: Fu et al. 2023,
+Importance of aligning training strategy with evaluation for diffusion models in 3D multiclass
+segmentation (arXiv:2303.06040), and A recycling training strategy for medical image segmentation
+with diffusion denoising models (arXiv:2308.16355); please cite them.""",
+    "hidiff": """# Segmenter with a mask that diffusion refines (HiDiff)
 
 Finds {tissues} in {spatial_dims}-D images ({channels}) of {spacing} mm: a segmentor, and a
 Bernoulli diffusion that starts from its mask. Method: Chen et al. 2024, HiDiff: Hybrid diffusion
-framework for medical image segmentation (IEEE TMI, arXiv:2407.03548); please cite them.
+framework for medical image segmentation (IEEE TMI, arXiv:2407.03548); please cite them.""",
+}
+_REST = """
 
 ## Use
-`synthgen segment hidiff IMAGES`; images are seen in windows of {window} voxels.
+`synthgen segment {kind} IMAGES`; images are seen in windows of {window} voxels.
 
 ## Training
 {training}
@@ -31,11 +40,14 @@ Do not evaluate on these subjects. "Synthetic" does not mean "private". Not a me
 """
 
 
-def write_card(use: SegmenterUse, training: Mapping[str, Any], subjects: Sequence[str]) -> str:
-    """Return the Markdown text of `card.md`."""
+def write_card(
+    kind: str, use: SegmenterUse, training: Mapping[str, Any], subjects: Sequence[str]
+) -> str:
+    """Return the Markdown text of `card.md` of a model of kind "imgx" or "hidiff"."""
     facts = {name: value for name, value in training.items() if name != "validation"}
     names = use.tissues if use.overlapping else use.tissues[1:]
-    return _TEMPLATE.format(
+    return (_HEADS[kind] + _REST).format(
+        kind=kind,
         tissues=", ".join(names),
         spatial_dims=use.spatial_dims,
         channels=", ".join(use.channels),
@@ -49,12 +61,16 @@ def write_card(use: SegmenterUse, training: Mapping[str, Any], subjects: Sequenc
 
 
 def _validation(scores: Mapping[str, Any] | None) -> str:
-    """Return the table of Dice: the segmentor alone, then step by step."""
+    """Return the table of Dice: the segmentor alone or the steps first, the twin below."""
     if scores is None:
         return "Not validated."
-    rows = {"segmentor alone": scores["segmentor_dice"]}
-    rows |= {f"refined, step {i}": dice for i, dice in enumerate(scores["dice"], 1)}
-    names = list(scores["segmentor_dice"])
+    rows, step = {}, "step"
+    if "segmentor_dice" in scores:
+        rows["segmentor alone"], step = scores["segmentor_dice"], "refined, step"
+    rows |= {f"{step} {i}": dice for i, dice in enumerate(scores["dice"], 1)}
+    if "twin_dice" in scores:
+        rows["supervised twin"] = scores["twin_dice"]
+    names = list(scores["dice"][0])
     kind = "real" if scores["real"] else "synthetic"
     lines = [
         f"Dice on {scores['cases']} cases of {scores['data']} ({kind}):",
