@@ -1,6 +1,7 @@
 """Fixtures of the whole suite."""
 
 import random  # noqa: TID251 - only to see that nobody used it
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 from recorder import Recorder
 
+from synthgen import starter
+from synthgen.cli import main
 from synthgen.torchvision_guard import hide_broken_torchvision
 
 # Test modules import diffusers above synthgen, as import sorting wants it.
@@ -19,6 +22,28 @@ hide_broken_torchvision()
 def fixed_initial_weights():
     """Start every test from one state of torch's global generator: it draws initial weights."""
     torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["synthgen", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def nothing_is_shipped(monkeypatch, tmp_path):
+    """Let a test use no model that this installation ships."""
+    monkeypatch.setattr(starter, "FOLDER", tmp_path / "starter")
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 
 import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
 
-from synthgen.cli import main
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.schema import BRAIN9
 from synthgen.data.anatomies import Anatomies
@@ -194,18 +192,11 @@ def test_real_scans_have_a_split(source, tmp_path):
 
 
 @pytest.fixture
-def synthgen(tmp_path, monkeypatch, capsys):
+def synthgen(tmp_path, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
-        words = ["synthgen", *map(str, arguments), "--workspace", str(tmp_path / "work")]
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*map(str, arguments), "--workspace", str(tmp_path / "work"))
 
     return call
 

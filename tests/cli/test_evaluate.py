@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from synthgen.cli import main
 from synthgen.cli.evaluate import GATE_FAILED, StoreChoice, parse_store
 from synthgen.core.errors import RequestError
 from synthgen.core.rng import SampleKey
@@ -147,18 +146,11 @@ def strangers(count, start=2000):
 
 
 @pytest.fixture
-def synthgen(tmp_path, monkeypatch, capsys):
+def synthgen(tmp_path, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
-        words = ["synthgen", "evaluate", *map(str, arguments), "--workspace", str(tmp_path / "w")]
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line("evaluate", *map(str, arguments), "--workspace", str(tmp_path / "w"))
 
     return call
 

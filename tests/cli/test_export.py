@@ -1,30 +1,21 @@
 """`synthgen export` as a user meets it."""
 
 import json
-import sys
 
 import pytest
 from exporting import write_store
 
-from synthgen.cli import main
 from synthgen.cli.export import Format
 from synthgen.export import FORMATS
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, command_line):
     """Export a tiny store; returns (exit code, stdout, stderr)."""
     write_store(tmp_path / "store")
 
     def call(*arguments):
-        words = ["synthgen", "export", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line("export", *map(str, arguments))
 
     return call
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from tiny_models import SUBJECTS, write_image_model, write_label_model
 
 from synthgen import starter
-from synthgen.cli import generation, main
+from synthgen.cli import generation
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.manifest import Manifest
 from synthgen.data.shards import Shards, shard_path
@@ -27,10 +26,7 @@ def models(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_shipped(monkeypatch, tmp_path):
-    """Let no test use a model that this installation ships."""
-    monkeypatch.setattr(starter, "FOLDER", tmp_path / "starter")
+pytestmark = pytest.mark.usefixtures("nothing_is_shipped")
 
 
 @pytest.fixture
@@ -40,20 +36,14 @@ def work(models, tmp_path):
 
 
 @pytest.fixture
-def synthgen(work, monkeypatch, capsys):
+def synthgen(work, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         words = [str(argument) for argument in arguments]
         if words[0] in ("labels", "images"):
             words += ["--workspace", str(work), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["synthgen", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*words)
 
     return call
 

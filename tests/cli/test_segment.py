@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,34 +10,23 @@ from PIL import Image
 from stub_segmenter import Brightness, use
 
 from synthgen import segment as segmenters
-from synthgen import starter
-from synthgen.cli import main
 from synthgen.data.nifti import normalise
 
 PHOTOGRAPHS = use("vessel", spatial_dims=2, spacing_mm=(), channels=("grey",))
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_shipped(monkeypatch, tmp_path):
-    """Let no test use a model that this installation ships."""
-    monkeypatch.setattr(starter, "FOLDER", tmp_path / "starter")
+pytestmark = pytest.mark.usefixtures("nothing_is_shipped")
 
 
 @pytest.fixture
-def synthgen(tmp_path, monkeypatch, capsys):
+def synthgen(tmp_path, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         words = [*map(str, arguments), "--workspace", str(tmp_path / "work")]
         if words[0] == "segment":
             words += ["--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["synthgen", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*words)
 
     return call
 

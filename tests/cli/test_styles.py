@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import phantoms
 import pytest
 from tiny_models import write_image_model, write_label_model
 
 from synthgen import starter
-from synthgen.cli import main
 from synthgen.cli.styles import style_files
 from synthgen.core.manifest import Manifest
 from synthgen.generate import GenerationSettings, generate_labels
@@ -34,7 +32,7 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def synthgen(work, tmp_path, monkeypatch, capsys):
+def synthgen(work, tmp_path, monkeypatch, command_line):
     """Run the command line in `tmp_path`; returns (exit code, stdout, stderr)."""
     shutil.copytree(work, tmp_path / "work")
     phantoms.save(tmp_path / "scans" / "sub-01_FLAIR.nii.gz", phantoms.image())
@@ -44,13 +42,7 @@ def synthgen(work, tmp_path, monkeypatch, capsys):
     def call(*arguments):
         words = [str(argument) for argument in arguments]
         words += ["--device", "cpu"] if words[0] in ("labels", "images", "replay") else []
-        monkeypatch.setattr(sys, "argv", ["synthgen", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*words)
 
     return call
 

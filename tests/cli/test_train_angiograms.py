@@ -1,30 +1,20 @@
 """`synthgen train angiograms`: from folders of pictures to a model folder."""
 
-import sys
-
 import numpy as np
 import pytest
 from made_up_vessels import pictures
 from PIL import Image
-
-from synthgen.cli import main
 
 # Masks that need no numba, whose compilation takes seconds.
 SHORT = ("train.steps=2", "train.sheet_every=2", "generator.base_channels=2", "data.masks=ssvs")
 
 
 @pytest.fixture
-def synthgen(monkeypatch, capsys):
+def synthgen(command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["synthgen", *(str(a) for a in arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*arguments)
 
     return call
 

@@ -1,7 +1,6 @@
 """`synthgen train imgx|hidiff`, then `segment` and `evaluate segmentation` with what came of it."""
 
 import json
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from discs import image_of, write_disc_dataset, write_disc_store
 from PIL import Image
 
-from synthgen.cli import main
 from synthgen.data.store import TrainingStore
 
 SHORT = {
@@ -29,18 +27,12 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def synthgen(monkeypatch, capsys, tmp_path):
+def synthgen(monkeypatch, tmp_path, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["synthgen", *(str(a) for a in arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*arguments)
 
     return call
 

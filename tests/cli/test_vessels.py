@@ -1,15 +1,13 @@
 """The vessel commands: trees, angiograms with and without a model."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_vessels import Threshold
 
-from synthgen import starter
-from synthgen.cli import angiograms, main
+from synthgen.cli import angiograms
 from synthgen.core.manifest import Manifest
 from synthgen.data.shards import Shards
 
@@ -17,14 +15,11 @@ SMALL = ("--size", "64", "--shard-size", "4", "--batch-size", "2")
 PHYSICS = ("angiograms", "--renderer", "physics", *SMALL)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_shipped(monkeypatch, tmp_path):
-    """Let no test use a model that this installation ships."""
-    monkeypatch.setattr(starter, "FOLDER", tmp_path / "starter")
+pytestmark = pytest.mark.usefixtures("nothing_is_shipped")
 
 
 @pytest.fixture
-def synthgen(tmp_path, monkeypatch, capsys):
+def synthgen(tmp_path, command_line):
     """Run the command line in this process; returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
@@ -33,13 +28,7 @@ def synthgen(tmp_path, monkeypatch, capsys):
             words += ["--workspace", str(tmp_path / "work")]
         if words[0] == "angiograms" and "physics" not in words:
             words += ["--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["synthgen", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        return command_line(*words)
 
     return call
 
