@@ -204,7 +204,7 @@ def contrasts(
         if row["output"] not in known:
             known.append(row["output"])
     steps = {m: [o for o in known if o.startswith("step")] for m, known in outputs_of.items()}
-    pairs = []
+    pairs: list[tuple[tuple[str, str], tuple[str, str]]] = []
     for model, known in outputs_of.items():
         last = (model, steps[model][-1])
         pairs += [(last, (model, other)) for other in ("segmentor", "twin") if other in known]
