@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import is_list_of, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path)
         except FileNotFoundError as error:
             raise StoreError(f"{path}: no such file; {folder} is not a synthgen dataset") from error
         except (OSError, ValueError) as error:
@@ -119,9 +120,26 @@ class Manifest:
             raise StoreError(f"{path}: expected format '{FORMAT}', got {found!r}")
         raw.pop("format")
         try:
-            return cls(**raw)
+            manifest = cls(**raw)
         except TypeError as error:
             raise StoreError(f"{path}: not a dataset manifest ({error})") from error
+        if wrong := manifest._problem():
+            raise StoreError(f"{path}: not a dataset manifest ({wrong})")
+        return manifest
+
+    def _problem(self) -> str:
+        """Return which field is none that `write` would have written, or ""."""
+        text = {"kind": self.kind, "schema": self.schema}
+        fine = {
+            **{name: isinstance(value, str) for name, value in text.items()},
+            "n": type(self.n) is int and self.n >= 0,
+            "identity": isinstance(self.identity, dict),
+            "subjects": is_list_of(self.subjects, str),
+            "provenance": isinstance(self.provenance, dict)
+            and is_list_of([*self.provenance.values()], str),
+        }
+        wrong = [name for name, good in fine.items() if not good]
+        return f"'{wrong[0]}' is {getattr(self, wrong[0])!r:.60}" if wrong else ""
 
     def require_same_identity(self, other: Manifest, folder: Path) -> None:
         """Refuse to continue a folder that holds another dataset.

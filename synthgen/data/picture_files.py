@@ -7,6 +7,7 @@ camera's orientation tag is not applied. The header is looked at before anything
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from synthgen.core.errors import StoreError
+from synthgen.core.errors import StoreError, SynthgenError
+from synthgen.core.input_files import require_regular
 from synthgen.core.vessels import COVERED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Floats = npt.NDArray[np.float32]
@@ -140,21 +142,35 @@ def read_label_map(path: Path) -> npt.NDArray[np.int32]:
 
 def _decode(path: Path) -> npt.NDArray[np.generic]:
     """Return the pixels `(X, Y)` or `(X, Y, 3)` in the file's own integer type."""
+    with opened_picture(path, _FORMATS) as picture:
+        _require_size(path, picture.size[::-1])
+        _require_one_frame(path, picture)
+        return _channels(path, picture)
+
+
+@contextmanager
+def opened_picture(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """Open a picture without decoding it, and turn what goes wrong inside into one line.
+
+    Args:
+        path: the file.
+        formats: Pillow's names of the formats that are read.
+
+    Raises:
+        StoreError: missing, damaged, of another format, or a decompression bomb by its header.
+    """
     try:
+        require_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                _require_size(path, picture.size[::-1])
-                _require_one_frame(path, picture)
-                return _channels(path, picture)
+            with Image.open(path, formats=formats) as picture:
+                yield picture
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
-    except StoreError:
+    except SynthgenError:
         raise
     except UnidentifiedImageError as error:
-        raise StoreError(
-            f"{path}: not a picture; expected PNG, JPEG, TIFF, GIF, BMP or PPM"
-        ) from error
+        raise StoreError(f"{path}: not a picture; expected {' or '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise StoreError(f"{path}: far too large a picture; {_size_rule()}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:

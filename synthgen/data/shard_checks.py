@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import SchemaError
+from synthgen.core.input_files import is_list_of
+from synthgen.core.workspace import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,6 +73,19 @@ def expected_names(kind: str, identity: Mapping[str, Any]) -> list[str]:
     """Return the names of the arrays that a shard of a dataset holds, sorted."""
     names = [*_ALWAYS, *_OF_KIND.get(kind, ()), *identity.get("extras", ())]
     return sorted([*names, *(["gate"] if identity.get("gate") else [])])
+
+
+def file_names(identity: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a list of names, which become parts of names of files, from a dataset's identity.
+
+    Raises:
+        TypeError: it is no list of texts.
+        RequestError: one of them cannot be a part of a file's name.
+    """
+    names = identity.get(key, [])
+    if not is_list_of(names, str):
+        raise TypeError(f"'{key}' must be a list of names, got {names!r:.60}")
+    return tuple(safe_name(name) for name in names)
 
 
 def row_problems(

@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import Manifest, digest
+from synthgen.core.input_files import unusable
+from synthgen.core.manifest import MANIFEST, Manifest, digest
 from synthgen.core.plan import ShardPlan
 from synthgen.core.schema import LabelSchema
-from synthgen.data.shard_checks import Arrays, expected_names, row_problems
+from synthgen.data.shard_checks import Arrays, expected_names, file_names, row_problems
 from synthgen.data.shard_file import check_shard, open_shard, write_shard
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ __all__ = [
     "verify",
 ]
 
+MAX_SHARDS = 1_000_000
+"""Most shards of a dataset; each is a file that is looked for."""
+
 _OPEN_FILES = 8
+_REMEDY = "`synthgen verify` lists what is damaged; make or copy it again"
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -222,16 +227,18 @@ class Shards:
         self.schema = LabelSchema.from_json(self.manifest.schema)
         if schema is not None:
             schema.require_same(self.schema, str(self.folder))
+        identity, path = self.manifest.identity, self.folder / MANIFEST
         try:
-            identity = self.manifest.identity
             self.plan = ShardPlan(
                 self.manifest.n, int(identity["shard_size"]), int(identity["batch_size"])
             )
-            self.styles: tuple[str, ...] = tuple(identity.get("styles", ()))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{self.folder / 'manifest.json'}: not a usable dataset manifest ({error})"
-            ) from error
+            self.styles: tuple[str, ...] = file_names(identity, "styles")
+            self._extras = file_names(identity, "extras")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(f"{path}: not a usable dataset manifest ({error})") from error
+        if self.plan.num_shards > MAX_SHARDS:
+            count = self.plan.num_shards
+            raise StoreError(f"{path}: says {count} shards; at most {MAX_SHARDS} are read")
         self._digest = dataset_digest(self.manifest.kind, identity)
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
         self._pid = os.getpid()
@@ -252,7 +259,12 @@ class Shards:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
-        raw = {name: array[0] for name, array in self.raw([index % len(self)]).items()}
+        index %= len(self)
+        with unusable(shard_path(self.folder, self.plan.shard_of(index)), _REMEDY):
+            return self._row(index)
+
+    def _row(self, index: int) -> ShardRow:
+        raw = {name: array[0] for name, array in self.raw([index]).items()}
         lesions = self.schema.lesions
         condition = dict(
             zip(self.condition_names, (float(v) for v in raw["condition"]), strict=True)
@@ -268,13 +280,14 @@ class Shards:
             styles=self.styles,
             label_index=int(raw["label_index"]) if "label_index" in raw else None,
             gate=(float(raw["gate"][0]), float(raw["gate"][1])) if "gate" in raw else None,
-            extras={name: raw[name] for name in self.manifest.identity.get("extras", ())},
+            extras={name: raw[name] for name in self._extras},
         )
 
     @cached_property
     def condition_names(self) -> tuple[str, ...]:
         """What the columns of `condition` are."""
-        return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
+        with unusable(shard_path(self.folder, 0), _REMEDY):
+            return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
 
     def raw(self, indices: Sequence[int]) -> Arrays:
         """Return rows as stored, stacked in the order of `indices`.
@@ -289,7 +302,7 @@ class Shards:
             file, row = self._open(shard), index - self.plan.rows(shard).start
             try:
                 rows.append({name: np.asarray(dataset[row]) for name, dataset in file.items()})
-            except (OSError, ValueError, IndexError) as error:
+            except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
                 raise StoreError(
                     f"{shard_path(self.folder, shard)}: row {row} cannot be read ({error}); "
                     "run the command that makes this dataset again to complete or mend it"
@@ -302,8 +315,11 @@ class Shards:
         Raises:
             StoreError: a shard is missing.
         """
-        shards = range(self.plan.num_shards)
-        return np.concatenate([np.asarray(self._open(shard)[name]) for shard in shards])
+        parts = []
+        for shard in range(self.plan.num_shards):
+            with unusable(shard_path(self.folder, shard), _REMEDY):
+                parts.append(np.asarray(self._open(shard)[name]))
+        return np.concatenate(parts)
 
     def arrays(self, shard: int) -> Arrays:
         """Return all arrays of a shard as stored, after checking its checksum.
@@ -314,7 +330,7 @@ class Shards:
         """
         path = shard_path(self.folder, shard)
         check_shard(path)
-        with open_shard(path) as file:
+        with unusable(path, _REMEDY), open_shard(path) as file:
             _require_place(path, file.attrs, shard, self._digest, self.schema)
             return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
 
@@ -389,4 +405,5 @@ def _problems(shards: Shards, shard: int) -> list[str]:
     if sorted(arrays) != names:
         return [f"{path}: expected arrays {', '.join(names)}, got {', '.join(sorted(arrays))}"]
     rows = shards.plan.rows(shard)
-    return list(row_problems(path, arrays, rows, shards.schema, len(shards.styles)))
+    with unusable(path, _REMEDY):
+        return list(row_problems(path, arrays, rows, shards.schema, len(shards.styles)))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.lock import folder_lock
 from synthgen.core.manifest import provenance
 from synthgen.core.plan import ShardPlan
@@ -316,7 +317,7 @@ class VolumeSet:
     def _note(self, index: int) -> list[dict[str, Any]]:
         path = self.folder / _NOTES / f"{self.volumes.name(index)}.json"
         try:
-            rows: list[dict[str, Any]] = json.loads(path.read_bytes())
+            rows: list[dict[str, Any]] = read_json(path)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path}: not readable ({error}); delete it and run the command again"

@@ -15,8 +15,9 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.model_folder import CARD, read_model_folder, write_model_folder
+from synthgen.core.errors import RequestError, SchemaError
+from synthgen.core.input_files import read_text, unusable
+from synthgen.core.model_folder import CARD, RECORD, REMEDY, read_model_folder, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
 from synthgen.models.spade import SPADEGenerator, draw_noise
@@ -200,25 +201,25 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         model = read_model_folder(folder, KIND)
         raw = model.record
-        try:
+        with unusable(folder, REMEDY), tensor_files():
             parts: dict[str, Any] = {
-                name: kind.from_pretrained(folder / name, local_files_only=True)
+                name: kind.from_pretrained(
+                    folder / name, local_files_only=True, use_safetensors=True
+                )
                 for name, kind in zip(
                     _COMPONENTS, (SPADEGenerator, StyleEncoder, StyleBank), strict=True
                 )
             }
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StoreError(f"{folder}: its networks cannot be built ({reason})") from error
         # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
         torch.nn.Module.to(parts["generator"], device=device, dtype=getattr(torch, dtype))
         if dtype == "bfloat16":
             parts["generator"].to(memory_format=torch.channels_last)
         parts["style_encoder"].to(device=device)
         pipeline = cls(**{name: part.eval() for name, part in parts.items()})
-        pipeline._record = SpadeRecord(
-            model.schema, tuple(raw["subjects"]), raw["training"], (folder / CARD).read_text()
-        )
+        with unusable(folder / RECORD, REMEDY):
+            pipeline._record = SpadeRecord(
+                model.schema, tuple(raw["subjects"]), raw["training"], read_text(folder / CARD)
+            )
         pipeline._digest = model.digest
         return pipeline
 

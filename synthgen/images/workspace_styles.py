@@ -8,7 +8,6 @@ nothing, so a style is refused there. Equal images give equal bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import is_list_of, parse_json, read_bytes
 from synthgen.core.manifest import canonical_json, write_atomic
 from synthgen.data.sources import slug
 from synthgen.data.style_images import find_images, read_slices
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 FORMAT = "synthgen-style/1"
 SUFFIX = ".safetensors"
+
+MAX_BYTES = 2**24
+"""Largest file of a style: a code of 2000 numbers."""
 
 _BATCH = 16
 
@@ -177,8 +180,8 @@ def read_style(path: Path) -> WorkspaceStyle:
         StoreError: absent, damaged or foreign.
     """
     try:
-        return _parse(path.read_bytes(), path.name.removesuffix(SUFFIX))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return _parse(read_bytes(path, MAX_BYTES), path.name.removesuffix(SUFFIX))
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, SafetensorError) as error:
         raise StoreError(
             f"{path}: not a style that `synthgen styles add` wrote, or damaged ({error}); "
             "add it again"
@@ -187,9 +190,14 @@ def read_style(path: Path) -> WorkspaceStyle:
 
 def _parse(raw: bytes, name: str) -> WorkspaceStyle:
     size = int.from_bytes(raw[:8], "little")
-    header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"][FORMAT])
+    header = parse_json(parse_json(raw[8 : 8 + size])["__metadata__"][FORMAT])
     tensors = load(raw)
     mean, factor = tensors["mean"], tensors["factor"]
+    words = [header["dataset"], header["modality"], header["model"], header["subjects"]]
+    if not is_list_of(words[:3], str) or not is_list_of(words[3], str):
+        raise ValueError("its header holds other values than names")
+    if mean.ndim != 1 or factor.shape != 2 * mean.shape or mean.dtype != factor.dtype:
+        raise ValueError(f"its tensors have the shapes {(*mean.shape,)} and {(*factor.shape,)}")
     if header["name"] != name:
         raise ValueError(f"it holds the style '{header['name']}'")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(factor).all()):

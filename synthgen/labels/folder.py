@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from synthgen.core.errors import StoreError
+from synthgen.core.input_files import unusable
 from synthgen.core.manifest import digest
-from synthgen.core.model_folder import RECORD, read_model_folder, write_model_folder
+from synthgen.core.model_folder import (
+    RECORD,
+    REMEDY,
+    read_model_folder,
+    read_shape,
+    write_model_folder,
+)
 from synthgen.labels.condition import CSF, POSITION, ConditionScale
 from synthgen.runtime import tensor_files
 
@@ -85,11 +91,11 @@ def read_details(folder: Path) -> ModelDetails:
     """
     model = read_model_folder(folder, KIND)
     raw = model.record
-    try:
+    with unusable(folder / RECORD, REMEDY):
         condition = raw["condition"]
         return ModelDetails(
             schema=model.schema,
-            shape=(int(raw["shape"][0]), int(raw["shape"][1])),
+            shape=read_shape(raw),
             scale=ConditionScale(
                 tuple(condition["names"]),
                 tuple(condition["maxima"]),
@@ -101,10 +107,6 @@ def read_details(folder: Path) -> ModelDetails:
             ),
             position=(float(raw["position"][0]), float(raw["position"][1])),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{folder / RECORD}: lacks or garbles {error}; copy the model again or train it again"
-        ) from error
 
 
 def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.errors import RequestError
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import REMEDY
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.condition import CSF
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, read_details
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,10 +70,10 @@ class DiffusionLabelGenerator:
         """Load a model folder after checking each of its files; see `load_label_generator`."""
         details = read_details(folder)
         with _quiet_diffusers():
-            try:
-                pipeline = LabelDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError) as error:
-                raise StoreError(f"{folder}: not loadable ({error})") from error
+            with unusable(folder, REMEDY), tensor_files():
+                pipeline = LabelDiffusionPipeline.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True
+                )
             try:
                 pipeline = pipeline.to(torch.device(device), _DTYPES[dtype])
             except (RuntimeError, AssertionError) as error:

@@ -12,6 +12,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from synthgen.core.errors import RecipeError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import digest, file_digest, write_atomic
 from synthgen.data.augment import PvAugment
 from synthgen.data.loaders import LabelBatch, LabelBatches
@@ -139,7 +140,7 @@ def _restore(vae: ModelMixin, result: Path, identity: str) -> bool:
     if not done.is_file():
         return False
     try:
-        if json.loads(done.read_bytes())["identity"] != identity:
+        if read_json(done)["identity"] != identity:
             return False
         with tensor_files():
             vae.load_state_dict(load_file(result / SAFETENSORS_WEIGHTS_NAME))

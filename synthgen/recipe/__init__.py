@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from synthgen.core.errors import RecipeError, SchemaError
+from synthgen.core.input_files import read_text
 from synthgen.core.manifest import digest
 from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
 from synthgen.recipe.angiograms import AngiogramRecipe
@@ -23,7 +24,7 @@ from synthgen.recipe.images import ImageRecipe
 from synthgen.recipe.imgx import ImgxRecipe
 from synthgen.recipe.labels import LabelRecipe
 from synthgen.recipe.messages import describe
-from synthgen.recipe.yaml12 import parse, render
+from synthgen.recipe.yaml12 import MAX_BYTES, parse, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,8 +107,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find_recipe(path_or_name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not readable as text ({error})") from error
     raw = parse(text, str(path))
     if not isinstance(raw, dict):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json, unusable
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = "synthgen-checkpoint/1"
 _STATE = "state.json"
+_REMEDY = "delete that step's folder and resume again"
 
 
 class CheckpointFolder:
@@ -82,21 +84,21 @@ class CheckpointFolder:
             StoreError: it is damaged.
         """
         folder = self._path(step)
-        try:
-            state = json.loads((folder / _STATE).read_bytes())
-        except (OSError, ValueError) as error:
-            raise StoreError(_damaged(folder / _STATE, error)) from error
-        if state.get("format") != FORMAT:
-            raise StoreError(
-                f"{folder / _STATE}: expected format '{FORMAT}', got {state.get('format')!r}"
-            )
-        if state["identity"] != identity:
-            raise RequestError(
-                f"{folder} belongs to a run of another recipe or other data "
-                f"({state['identity']} there, {identity} asked); choose another run folder"
-            )
-        _read(folder, state, train_step, accelerator)
-        return int(state["step"])
+        with unusable(folder / _STATE, _REMEDY):
+            state = read_json(folder / _STATE)
+            if state.get("format") != FORMAT:
+                raise StoreError(
+                    f"{folder / _STATE}: expected format '{FORMAT}', got {state.get('format')!r}"
+                )
+            if state["identity"] != identity:
+                raise RequestError(
+                    f"{folder} belongs to a run of another recipe or other data "
+                    f"({state['identity']} there, {identity} asked); choose another run folder"
+                )
+            if state["step"] != step:
+                raise StoreError(f"{folder / _STATE}: says step {state['step']!r:.40}; {_REMEDY}")
+            _read(folder, state, train_step, accelerator)
+        return step
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:07d}"
@@ -210,7 +212,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _damaged(path: Path, error: object) -> str:
-    return f"{path}: damaged checkpoint ({error}); delete that step's folder and resume again"
+    return f"{path}: damaged checkpoint ({error}); {_REMEDY}"
 
 
 def _sync(path: Path) -> None:

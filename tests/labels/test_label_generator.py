@@ -186,7 +186,7 @@ def test_details_that_lack_an_entry_are_refused(copy):
     details = json.loads((copy / "synthgen.json").read_text())
     del details["condition"]["maxima"]
     (copy / "synthgen.json").write_text(json.dumps(details))
-    with pytest.raises(StoreError, match=r"synthgen.json: lacks or garbles 'maxima'"):
+    with pytest.raises(StoreError, match=r"synthgen.json: damaged or foreign .KeyError: 'maxima'"):
         load_label_generator(copy)
 
 

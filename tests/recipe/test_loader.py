@@ -73,7 +73,7 @@ def test_written_scalars_read_back_equal(value):
         ("a: [1, 2", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("1.5: x", "line 1: a key must be a name"),
-        ("a: &a [*a]", "Circular|unhashable|recursive|plain data"),
+        ("a: &a [*a]", "holds itself|unhashable|recursive|plain data"),
     ],
 )
 def test_unusable_yaml_is_one_line_with_the_file(write, text, message):
