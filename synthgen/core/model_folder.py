@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import SchemaError, StoreError
-from synthgen.core.manifest import digest, file_digest, provenance
+from synthgen.core.manifest import (
+    digest,
+    file_digest,
+    provenance,
+    require_digest,
+    sealed,
+    unsealed,
+)
 from synthgen.core.schema import LabelSchema
 
 if TYPE_CHECKING:
@@ -85,7 +92,8 @@ def write_model_folder(
             if path.is_file()
         }
         body = {**record, "format": FORMAT, "kind": kind, "files": files}
-        text = json.dumps(body | {"provenance": provenance()}, indent=1, sort_keys=True)
+        document = sealed(body | {"provenance": provenance()})
+        text = json.dumps(document, indent=1, sort_keys=True)
         (temporary / RECORD).write_text(text + "\n")
         (temporary / CARD).write_text(card)
         if folder.exists():
@@ -130,7 +138,11 @@ def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
     found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
     if not isinstance(record, dict) or found != (FORMAT, kind or record.get("kind")):
         wanted = f" of kind '{kind}'" if kind else ""
-        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}")
+        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}; {_REMEDY}")
+    try:
+        record = unsealed(record)
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}; {_REMEDY}") from error
     files = record.get("files")
     for name in (INDEX, SCHEMA):
         if not isinstance(files, dict) or name not in files:
@@ -155,7 +167,7 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
     """
     record = read_record(folder, kind)
     for name, expected in record["files"].items():
-        _check_file(folder / name, expected)
+        require_digest(folder / name, expected, _REMEDY)
     try:
         schema = LabelSchema.from_json((folder / SCHEMA).read_text())
     except SchemaError as error:
@@ -163,12 +175,7 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
     return ModelFolder(record, schema)
 
 
-def _check_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: missing, the model is incomplete; {_REMEDY}")
-    found = file_digest(path)
-    if found != expected:
-        raise StoreError(
-            f"{path}: damaged, its SHA-256 is {found[:12]}... and not {expected[:12]}... as "
-            f"{RECORD} says; {_REMEDY}"
-        )
+def read_card(folder: Path) -> str:
+    """Return the text of `card.md`, which no checksum guards; "" without one."""
+    path = folder / CARD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -16,7 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.model_folder import CARD, read_model_folder, write_model_folder
+from synthgen.core.model_folder import read_card, read_model_folder, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
 from synthgen.models.spade import SPADEGenerator, draw_noise
@@ -217,7 +217,7 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         parts["style_encoder"].to(device=device)
         pipeline = cls(**{name: part.eval() for name, part in parts.items()})
         pipeline._record = SpadeRecord(
-            model.schema, tuple(raw["subjects"]), raw["training"], (folder / CARD).read_text()
+            model.schema, tuple(raw["subjects"]), raw["training"], read_card(folder)
         )
         pipeline._digest = model.digest
         return pipeline

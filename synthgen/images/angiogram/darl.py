@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError
-from synthgen.core.model_folder import CARD, write_model_folder
+from synthgen.core.model_folder import read_card, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.images.angiogram.background_file import read_backgrounds, write_backgrounds
@@ -241,7 +241,7 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
             (int(raw["shape"][0]), int(raw["shape"][1])),
             tuple(raw["subjects"]),
             raw["training"],
-            (folder / CARD).read_text(),
+            read_card(folder),
         )
         pipeline._backgrounds = read_backgrounds(folder)
         pipeline._digest = model.digest
