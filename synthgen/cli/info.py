@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from synthgen.cli.generation import STARTER, JsonOption, WorkspaceOption, size
-from synthgen.core.model_folder import CARD, INDEX, read_record
+from synthgen.core.model_folder import INDEX, read_card, read_record
 from synthgen.core.workspace import Workspace
 
 
@@ -100,7 +100,7 @@ def _model(name: str, folder: Path) -> dict[str, Any]:
             "recipe": recipe["name"] if isinstance(recipe, dict) else recipe,
             "subjects": len(record["subjects"]),
             **where,
-            "card": (folder / CARD).read_text(),
+            "card": read_card(folder),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {"model": name, "kind": "unreadable", **where, "card": str(error)}

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import SchemaError, StoreError
-from synthgen.core.input_files import is_list_of, read_json, read_text
+from synthgen.core.input_files import is_list_of, read_bytes, read_json, read_text
 from synthgen.core.lock import file_lock
-from synthgen.core.manifest import digest, file_digest, provenance
+from synthgen.core.manifest import (
+    digest,
+    file_digest,
+    provenance,
+    require_digest,
+    sealed,
+    unsealed,
+)
 from synthgen.core.model_settings import (
     MAX_ELEMENTS,
     MAX_SETTING,
@@ -105,7 +112,7 @@ def _write(
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        whole = {**body, "files": files, "provenance": provenance()}
+        whole = sealed({**body, "files": files, "provenance": provenance()})
         text = json.dumps(whole, indent=1, sort_keys=True)
         (temporary / RECORD).write_text(text + "\n")
         (temporary / CARD).write_text(card)
@@ -151,7 +158,11 @@ def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
     found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
     if not isinstance(record, dict) or found != (FORMAT, kind or record.get("kind")):
         wanted = f" of kind '{kind}'" if kind else ""
-        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}")
+        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}; {REMEDY}")
+    try:
+        record = unsealed(record)
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}; {REMEDY}") from error
     files = record.get("files")
     for name in (INDEX, SCHEMA):
         if not isinstance(files, dict) or name not in files:
@@ -196,7 +207,7 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
     record = read_record(folder, kind)
     require_no_programs(folder)
     for name, expected in record["files"].items():
-        _check_file(folder / name, expected)
+        require_digest(folder / name, expected, REMEDY)
     for name in record["files"]:
         if name.endswith(".json") and name != SCHEMA:
             require_plain_settings(folder / name, index=name == INDEX)
@@ -207,12 +218,7 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
     return ModelFolder(record, schema)
 
 
-def _check_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: missing, the model is incomplete; {REMEDY}")
-    found = file_digest(path)
-    if found != expected:
-        raise StoreError(
-            f"{path}: damaged, its SHA-256 is {found[:12]}... and not {expected[:12]}... as "
-            f"{RECORD} says; {REMEDY}"
-        )
+def read_card(folder: Path) -> str:
+    """Return the text of `card.md`, which no checksum guards; "" without one."""
+    path = folder / CARD
+    return read_bytes(path).decode(errors="replace") if path.is_file() else ""

@@ -205,7 +205,8 @@ class ShardRow:
 class Shards:
     """Read a generated dataset: a sequence of `ShardRow`, usable as a torch `Dataset`.
 
-    Picklable; every process opens the files for itself, when needed. For a `DataLoader` pass a
+    Picklable; every process opens the files for itself, when needed, and checks the checksum of
+    a shard when it opens it for the first time. For a `DataLoader` pass a
     `collate_fn` that picks what you train on, such as
     `lambda rows: torch.stack([torch.from_numpy(row.pv) for row in rows])`.
 
@@ -241,6 +242,7 @@ class Shards:
             raise StoreError(f"{path}: says {count} shards; at most {MAX_SHARDS} are read")
         self._digest = dataset_digest(self.manifest.kind, identity)
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
+        self._checked: set[int] = set()
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -355,6 +357,9 @@ class Shards:
             self._files.move_to_end(shard)
             return self._files[shard]
         path = shard_path(self.folder, shard)
+        if shard not in self._checked:
+            check_shard(path)
+            self._checked.add(shard)
         file = open_shard(path)
         _require_place(path, file.attrs, shard, self._digest, self.schema)
         self._files[shard] = file

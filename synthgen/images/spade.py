@@ -16,8 +16,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, SchemaError
-from synthgen.core.input_files import read_text, unusable
-from synthgen.core.model_folder import CARD, RECORD, REMEDY, read_model_folder, write_model_folder
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import (
+    RECORD,
+    REMEDY,
+    read_card,
+    read_model_folder,
+    write_model_folder,
+)
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
 from synthgen.models.spade import SPADEGenerator, draw_noise
@@ -218,7 +224,7 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         pipeline = cls(**{name: part.eval() for name, part in parts.items()})
         with unusable(folder / RECORD, REMEDY):
             pipeline._record = SpadeRecord(
-                model.schema, tuple(raw["subjects"]), raw["training"], read_text(folder / CARD)
+                model.schema, tuple(raw["subjects"]), raw["training"], read_card(folder)
             )
         pipeline._digest = model.digest
         return pipeline

@@ -205,11 +205,11 @@ def load_cache(path: Path, identity: str) -> LatentCache | None:
         return None
     try:
         with tensor_files(), safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("identity") != identity:
+            found, _, values = (file.metadata() or {}).get("identity", "").rpartition("/")
+            if found != identity:
                 return None
             tensors = {field.name: file.get_tensor(field.name) for field in fields(LatentCache)}
-        if metadata.get("digest") != _digest(tensors):
+        if values != _digest(tensors):
             raise StoreError("its checksum is wrong")
     except OSError as error:
         logger.warning("%s: damaged latent cache (%s), encoding anew", path, error)
@@ -225,7 +225,8 @@ def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     tensors = {field.name: getattr(cache, field.name).contiguous() for field in fields(cache)}
-    metadata = {"identity": identity, "digest": _digest(tensors)}
+    # One key: safetensors writes several in no fixed order.
+    metadata = {"identity": f"{identity}/{_digest(tensors)}"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tensor_files():

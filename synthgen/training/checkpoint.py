@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.input_files import read_json, unusable
+from synthgen.core.manifest import file_digest, require_digest, sealed, unsealed
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class CheckpointFolder:
         target = self._path(step)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in self._folder.glob(".step_*.tmp"):  # of a killed run
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
             with tensor_files():
                 _write(temporary, step, train_step, accelerator, identity)
@@ -85,11 +87,7 @@ class CheckpointFolder:
         """
         folder = self._path(step)
         with unusable(folder / _STATE, _REMEDY):
-            state = read_json(folder / _STATE)
-            if state.get("format") != FORMAT:
-                raise StoreError(
-                    f"{folder / _STATE}: expected format '{FORMAT}', got {state.get('format')!r}"
-                )
+            state = _read_state(folder)
             if state["identity"] != identity:
                 raise RequestError(
                     f"{folder} belongs to a run of another recipe or other data "
@@ -139,10 +137,29 @@ def _write(
         state["schedulers"][name] = scheduler.state_dict()
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
-    path = folder / _STATE
-    path.write_text(json.dumps(state, indent=1))
+    state["files"] = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    (folder / _STATE).write_text(json.dumps(sealed(state), indent=1))
     for written in folder.iterdir():
         _sync(written)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of `state.json`, after checking it and every file that it lists."""
+    path = folder / _STATE
+    try:
+        state = unsealed(_formatted(read_json(path)))
+    except (OSError, ValueError) as error:
+        raise StoreError(_damaged(path, error)) from error
+    for name, expected in state.get("files", {}).items():
+        require_digest(folder / name, expected, _REMEDY)
+    return state
+
+
+def _formatted(raw: object) -> dict[str, Any]:
+    found = raw.get("format") if isinstance(raw, dict) else raw
+    if not isinstance(raw, dict) or found != FORMAT:
+        raise ValueError(f"expected format '{FORMAT}', got {found!r:.60}")
+    return raw
 
 
 def _read(

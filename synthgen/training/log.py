@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from io import FileIO
     from pathlib import Path
     from types import TracebackType
 
@@ -52,7 +53,7 @@ class LossLog:
         self._enabled = enabled
         self._pending: list[tuple[int, float, Mapping[str, float | torch.Tensor]]] = []
         self._window: list[dict[str, float]] = []
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
         self._last = time.perf_counter()
         self._first = first_step
 
@@ -61,7 +62,8 @@ class LossLog:
             kept = [r for r in read_losses(self._path) if r["step"] <= self._first]
             text = "".join(json.dumps(r) + "\n" for r in kept)
             write_atomic(self._path, text.encode())
-            self._stream = self._path.open("a")
+            # Unbuffered: what a full disk refuses must not come back when the file is closed.
+            self._stream = self._path.open("ab", buffering=0)
         self._last = time.perf_counter()
         return self
 
@@ -88,15 +90,26 @@ class LossLog:
         return {k: float(np.mean([row[k] for row in rows if k in row])) for k in keys}
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write what is pending.
+
+        Raises:
+            StoreError: the disk is full.
+        """
         rows = [
             {"step": step, "s": round(seconds, 4)} | {k: float(v) for k, v in losses.items()}
             for step, seconds, losses in self._pending
         ]
         self._pending.clear()
         if self._stream is not None:
-            self._stream.writelines(json.dumps(row) + "\n" for row in rows)
-            self._stream.flush()
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            try:
+                while data:
+                    data = data[self._stream.write(data) :]
+            except OSError as error:
+                raise StoreError(
+                    f"{self._path}: could not be written ({error.strerror or error}); "
+                    "free space, then run again with --resume"
+                ) from error
         self._window += rows
 
 

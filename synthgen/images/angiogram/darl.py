@@ -16,8 +16,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError
-from synthgen.core.input_files import read_text, unusable
-from synthgen.core.model_folder import CARD, RECORD, REMEDY, read_shape, write_model_folder
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import RECORD, REMEDY, read_card, read_shape, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.images.angiogram.background_file import read_backgrounds, write_backgrounds
@@ -243,7 +243,7 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
                 read_shape(raw),
                 tuple(raw["subjects"]),
                 raw["training"],
-                read_text(folder / CARD),
+                read_card(folder),
             )
         pipeline._backgrounds = read_backgrounds(folder)
         pipeline._digest = model.digest
