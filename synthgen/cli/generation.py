@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.pace import Pace
 from synthgen.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -203,18 +204,17 @@ def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[i
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     last = time.monotonic()
-    first: tuple[float, int] | None = None
+    pace = Pace()
 
     def line(done: int, total: int) -> None:
-        nonlocal last, first
+        nonlocal last
         now = time.monotonic()
-        # What was there already took no time of this run.
-        first = first or (now, done)
+        pace.mark(now, done)
         if now - last >= LINE_EVERY_S:
             last = now
-            rate = (done - first[1]) / max(now - first[0], 1e-9)
-            left = f", {duration((total - done) / rate)} left" if rate else ""
-            text = f"{what}: {done} of {total} {unit}, {rate:.3g}/s{left}"
+            left_s = pace.left_s(total)
+            left = "" if left_s is None else f", {duration(left_s)} left"
+            text = f"{what}: {done} of {total} {unit}, {pace.rate:.3g}/s{left}"
             print(text, file=sys.stderr, flush=True)
 
     yield line

@@ -154,7 +154,7 @@ class LabelSchema:
                 f"got an array of shape {pv.shape}"
             )
         if pv.dtype == np.uint8:
-            self._check_sum(pv.astype(np.int64).sum(axis=0), 255, 0, where)
+            self._check_sum(pv.sum(axis=0, dtype=np.int32), 255, 0, where)
             return
         # NaN fails both comparisons, so it is caught here as well.
         bad = ~((pv >= 0) & (pv <= 1))

@@ -22,6 +22,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 _OUTSIDE = 128
 """Stored background PV from which a pixel lies outside the brain: more than 0.5 of 255."""
+_ONE, _MINUS_ZERO = 0x3C00, 0x8000
+"""Bits of 1 and -0 in float16; as integers, those of positive numbers are in the order of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,15 @@ def _image_problems(
 ) -> Iterator[str]:
     for index, image, pv in zip(arrays["index"], arrays["images"], arrays["pv"], strict=True):
         where = f"{path} sample {index}"
-        if image.shape != (styles, *pv.shape[1:]):
-            yield f"{where}: expected images of shape {(styles, *pv.shape[1:])}, got {image.shape}"
-        elif not ((image >= 0) & (image <= 1)).all():  # NaN fails both comparisons
+        wanted = (styles, *pv.shape[1:])
+        if image.shape != wanted or image.dtype != np.float16:
+            got = f"{image.dtype} of {image.shape}"
+            yield f"{where}: expected images as float16 of shape {wanted}, got {got}"
+            continue
+        bits = image.view(np.uint16)  # ten times faster to compare than float16
+        if not ((bits <= _ONE) | (bits == _MINUS_ZERO)).all():
             yield f"{where}: image values must be finite and lie in [0, 1]"
-        elif black_outside and image[:, pv[0] >= _OUTSIDE].any():
+        elif black_outside and np.logical_and(bits << 1, pv[0] >= _OUTSIDE).any():
             yield f"{where}: image is not exactly 0 outside the brain"
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import write_atomic
+from synthgen.core.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -149,10 +150,11 @@ class Progress:
     """A line that updates itself on a terminal, else a log line per 30 seconds."""
 
     def __init__(self, name: str, first: int, total: int, *, enabled: bool = True) -> None:
-        self._name, self._first, self._total = name, first, total
+        self._name, self._total = name, total
         self._enabled = enabled
         self._tty = sys.stderr.isatty()
-        self._start = time.monotonic()
+        self._pace = Pace()
+        self._pace.mark(time.monotonic(), first)
         self._shown = -1e9
 
     def __enter__(self) -> Self:
@@ -170,14 +172,15 @@ class Progress:
     def show(self, step: int, losses: Mapping[str, float]) -> None:
         """Show the step, the mean losses, and the time that is left."""
         now = time.monotonic()
+        self._pace.mark(now, step)
         due = now - self._shown >= (0.5 if self._tty else 30) or step == self._total
         if not self._enabled or not due:
             return
         self._shown = now
-        rate = (now - self._start) / max(1, step - self._first)
-        left = rate * (self._total - step) / 60
+        left_s = self._pace.left_s(self._total)
+        left = "" if left_s is None else f" {left_s / 60:.1f} min left"
         values = " ".join(f"{k}={v:.4g}" for k, v in losses.items())
-        line = f"{self._name} {step}/{self._total} {values} {left:.1f} min left"
+        line = f"{self._name} {step}/{self._total} {values}{left}"
         if self._tty:
             sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
