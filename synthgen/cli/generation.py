@@ -46,7 +46,10 @@ SeedOption = Annotated[int, typer.Option(help="Seed of the dataset.")]
 ShardSizeOption = Annotated[int, typer.Option(help="Samples in one file.")]
 BatchSizeOption = Annotated[int, typer.Option(help="Samples computed at once.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the networks.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(help="Number format of the networks; part of what decides the bytes."),
+]
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads of each worker; part of what decides the bytes.")
 ]
@@ -183,6 +186,15 @@ def idle_cores(settings: GenerationSettings, device: str, command: str) -> str:
         f"cores: {settings.threads} of {cores}; `torchrun --nproc-per-node {workers} -m -- "
         f"synthgen {command} ...` uses all of them and makes the same bytes"
     )
+
+
+def slow_format(precision: Precision, device: str) -> str:
+    """Return a warning of a number format that a device only emulates, or ""."""
+    from synthgen.cli.doctor import native_bf16
+
+    if precision is Precision.FP32 or native_bf16(device):
+        return ""
+    return f"{device} only emulates bf16; --precision fp32 is faster here (another dataset)"
 
 
 @contextmanager

@@ -163,18 +163,18 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         self._check_request(pv, styles, keys)
         dtype, device = self.generator.dtype, self.generator.device
-        labels = pv.to(device=device, dtype=dtype)
+        labels = pv.to(device).contiguous(memory_format=torch.channels_last)
         outside = (pv[:, :1] > 0.5).expand(-1, len(styles), -1, -1)
-        painted = []
+        takes = []
         for style in styles:
             codes = self.style_bank.draw(style, [key.torch(Stream.STYLE) for key in keys])
             noise = None
             if self.generator.grain_bands:
                 draws = [_of_style(key, style).torch(Stream.TEXTURE) for key in keys]
                 noise = draw_noise(draws, self.shape).to(device)
-            image, _ = self.generator(labels, codes.to(device=device, dtype=dtype), noise)
-            painted.append(image.float().cpu())
-        images = torch.cat(painted, dim=1).add(1).div(2).clamp(0, 1)  # (B, M, X, Y)
+            takes.append((codes.to(device=device, dtype=dtype), noise))
+        painted = [image for image, _ in self.generator.paint(labels, takes)]
+        images = torch.cat(painted, dim=1).add(1).div(2).clamp(0, 1).cpu()  # (B, M, X, Y)
         return images.masked_fill(outside.cpu(), 0.0)
 
     def _check_request(self, pv: Tensor, styles: Sequence[str], keys: Sequence[SampleKey]) -> None:
@@ -218,8 +218,7 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
             }
         # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
         torch.nn.Module.to(parts["generator"], device=device, dtype=getattr(torch, dtype))
-        if dtype == "bfloat16":
-            parts["generator"].to(memory_format=torch.channels_last)
+        parts["generator"].to(memory_format=torch.channels_last)
         parts["style_encoder"].to(device=device)
         pipeline = cls(**{name: part.eval() for name, part in parts.items()})
         with unusable(folder / RECORD, REMEDY):

@@ -17,6 +17,7 @@ from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.condition import CSF
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, read_details
+from synthgen.models.instance_norm import with_fast_norms
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -79,8 +80,13 @@ class DiffusionLabelGenerator:
             except (RuntimeError, AssertionError) as error:
                 raise RequestError(f"device '{device}' cannot be used here ({error})") from error
         for net in (pipeline.vae, pipeline.unet):
-            net.to(memory_format=torch.channels_last)
+            with_fast_norms(net).to(memory_format=torch.channels_last)
         return cls(pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype)
+
+    @property
+    def pipeline(self) -> LabelDiffusionPipeline:
+        """The networks and their default sampling."""
+        return self._pipeline
 
     @property
     def unet(self) -> UNet2DModel:
