@@ -64,18 +64,17 @@ def read_picture(path: Path, *, colour: bool) -> Picture:
             another pixel type, or coloured where it should not be.
     """
     pixels = _decode(path)
-    values = _unit_range(pixels, path)
-    if values.ndim == 2:
-        return Picture(values, None)
-    red, green, blue = np.moveaxis(values, -1, 0)
+    if pixels.ndim == 2:
+        return Picture(_unit_range(pixels, path), None)
+    red, green, blue = np.moveaxis(pixels, -1, 0)
     if np.array_equal(red, green) and np.array_equal(green, blue):
-        return Picture(np.ascontiguousarray(green), None)
+        return Picture(_unit_range(green, path), None)
     if not colour:
         raise StoreError(
             f"{path}: expected a single-channel grey picture, got three channels that differ; "
             "convert it to grey, or read a folder of photographs with layout 'plain'"
         )
-    return Picture(np.ascontiguousarray(green), np.ascontiguousarray(red))
+    return Picture(_unit_range(green, path), _unit_range(red, path))
 
 
 def read_mask(path: Path, shape: Sequence[int]) -> Bools:
@@ -208,7 +207,8 @@ def _unit_range(pixels: npt.NDArray[np.generic], path: Path) -> Floats:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > top:
         raise StoreError(f"{path}: values {low}..{high}; expected 16 bits, 0..65535")
-    shares: Floats = pixels.astype(np.float32) / np.float32(top)
+    shares: Floats = np.ascontiguousarray(pixels, dtype=np.float32)
+    shares /= np.float32(top)
     return shares
 
 

@@ -26,6 +26,7 @@ from synthgen.evaluate.features import (
     require_images,
 )
 from synthgen.models import autoencoder
+from synthgen.models.loading import load_network
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class AutoencoderSpace:
                 raise StoreError(f"{model}: no autoencoder that is known here: {name!r:.60}")
             kind = _KINDS[name]
             sha256, shape = folder.files[_WEIGHTS], read_shape(folder.record)
-            vae = kind.from_pretrained(model / "vae", local_files_only=True, use_safetensors=True)
+            vae = load_network(kind, model / "vae")
             scale = float(vae.config.scaling_factor)
         return cls(vae.eval(), folder.schema, shape, scale, sha256)
 

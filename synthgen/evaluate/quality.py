@@ -31,6 +31,7 @@ from synthgen.evaluate.report import Report, facts_of_metrics
 from synthgen.evaluate.selection import REAL_SHARE, draw, require_disjoint, require_evaluable
 from synthgen.evaluate.sets import joined
 from synthgen.evaluate.style_section import StyleCodes, style_section
+from synthgen.models.loading import load_network
 from synthgen.models.style_encoder import StyleEncoder
 from synthgen.runtime import tensor_files
 
@@ -329,9 +330,7 @@ def style_codes(model: Path, real: SliceSet) -> StyleCodes:
     """
     read_model_folder(model, "images")
     with unusable(model, REMEDY), tensor_files():
-        encoder = StyleEncoder.from_pretrained(
-            model / "style_encoder", local_files_only=True, use_safetensors=True
-        ).eval()
+        encoder = load_network(StyleEncoder, model / "style_encoder").eval()
     rows = np.arange(len(real.images.slices))
     with torch.inference_mode():
         codes = [

@@ -26,6 +26,7 @@ from synthgen.core.model_folder import (
 )
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.images import Style
+from synthgen.models.loading import load_network
 from synthgen.models.spade import SPADEGenerator, draw_noise
 from synthgen.models.style_bank import StyleBank
 from synthgen.models.style_encoder import StyleEncoder
@@ -209,17 +210,15 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         raw = model.record
         with unusable(folder, REMEDY), tensor_files():
             parts: dict[str, Any] = {
-                name: kind.from_pretrained(
-                    folder / name, local_files_only=True, use_safetensors=True
-                )
+                name: load_network(kind, folder / name)
                 for name, kind in zip(
                     _COMPONENTS, (SPADEGenerator, StyleEncoder, StyleBank), strict=True
                 )
             }
-        # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
-        torch.nn.Module.to(parts["generator"], device=device, dtype=getattr(torch, dtype))
-        parts["generator"].to(memory_format=torch.channels_last)
-        parts["style_encoder"].to(device=device)
+            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
+            torch.nn.Module.to(parts["generator"], device=device, dtype=getattr(torch, dtype))
+            parts["generator"].to(memory_format=torch.channels_last)
+            parts["style_encoder"].to(device=device)
         pipeline = cls(**{name: part.eval() for name, part in parts.items()})
         with unusable(folder / RECORD, REMEDY):
             pipeline._record = SpadeRecord(

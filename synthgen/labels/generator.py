@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from synthgen.core.errors import RequestError
-from synthgen.core.input_files import unusable
-from synthgen.core.model_folder import REMEDY
+from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import one_line, unusable
+from synthgen.core.model_folder import INDEX, REMEDY
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
@@ -18,6 +18,7 @@ from synthgen.labels.condition import CSF
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, read_details
 from synthgen.models.instance_norm import with_fast_norms
+from synthgen.models.loading import require_all_weights
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from synthgen.core.schema import LabelSchema
 
+_NETWORKS = ("vae", "unet", "condition_embedding")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -75,13 +77,20 @@ class DiffusionLabelGenerator:
                 pipeline = LabelDiffusionPipeline.from_pretrained(
                     folder, local_files_only=True, use_safetensors=True
                 )
+                for name in _NETWORKS:
+                    require_all_weights(getattr(pipeline, name), folder / name)
             try:
                 pipeline = pipeline.to(torch.device(device), _DTYPES[dtype])
             except (RuntimeError, AssertionError) as error:
                 raise RequestError(f"device '{device}' cannot be used here ({error})") from error
         for net in (pipeline.vae, pipeline.unet):
             with_fast_norms(net).to(memory_format=torch.channels_last)
-        return cls(pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype)
+        try:
+            return cls(
+                pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype
+            )
+        except (TypeError, AttributeError, KeyError, OverflowError) as error:
+            raise StoreError(f"{folder / INDEX}: {one_line(error)}; {REMEDY}") from error
 
     @property
     def pipeline(self) -> LabelDiffusionPipeline:

@@ -21,6 +21,7 @@ from synthgen.core.model_folder import REMEDY, ModelFolder, read_model_folder
 from synthgen.core.model_settings import MAX_SETTING
 from synthgen.models.darl import GENERATOR_REDUCTION, DarlGenerator
 from synthgen.models.darl_unet import NoisePredictor
+from synthgen.models.loading import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,25 +157,24 @@ def load_networks(
         StoreError: not such a folder, or a missing or damaged file, which is named.
     """
     model = read_model_folder(folder, KIND)
-    plain: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     with unusable(folder, REMEDY):
         parts: dict[str, Any] = {
-            "generator": DarlGenerator.from_pretrained(folder / "generator", **plain),
+            "generator": load_network(DarlGenerator, folder / "generator"),
             "scheduler": DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         }
         if (folder / "painter").is_dir():
-            parts["painter"] = DarlGenerator.from_pretrained(folder / "painter", **plain)
+            parts["painter"] = load_network(DarlGenerator, folder / "painter")
         if (folder / "noise_predictor").is_dir():
             settings = read_json(folder / "noise_predictor" / "config.json")
-            parts["noise_predictor"] = _PREDICTORS[settings["_class_name"]].from_pretrained(
-                folder / "noise_predictor", **plain
+            parts["noise_predictor"] = load_network(
+                _PREDICTORS[settings["_class_name"]], folder / "noise_predictor"
             )
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
-            nn.Module.to(part, device=device, dtype=getattr(torch, dtype))
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            part.eval()
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
+                nn.Module.to(part, device=device, dtype=getattr(torch, dtype))
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                part.eval()
     return DarlNetworks(**parts), model
 
 
