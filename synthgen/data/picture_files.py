@@ -143,6 +143,9 @@ def _decode(path: Path) -> npt.NDArray[np.generic]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Decoding skips the checksums of a PNG's pixels.
+            with Image.open(path, formats=_FORMATS) as picture:
+                picture.verify()
             with Image.open(path, formats=_FORMATS) as picture:
                 _require_size(path, picture.size[::-1])
                 _require_one_frame(path, picture)

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid, choose_slices, crop_or_pad, slice_position
-from synthgen.data.nifti import Volume, read_image, read_labels
+from synthgen.data.nifti import Volume, read_image, read_labels, require_intact
 from synthgen.data.sources import MODALITIES, slug
 from synthgen.data.tissue import robust_scale
 from synthgen.evaluate.sets import UNKNOWN, Floats
@@ -260,6 +260,8 @@ def _read_plane(path: Path, *, labels: bool) -> Volume:
     """Read a NIfTI file whose header says two dimensions."""
     try:
         loaded = nib.load(path)
+        if isinstance(loaded, nib.Nifti1Image):
+            require_intact(path, loaded)
         plane = np.asarray(loaded.dataobj, dtype=np.float32)[..., None]  # type: ignore[attr-defined]
         turned = nib.as_closest_canonical(  # type: ignore[no-untyped-call]
             nib.Nifti1Image(plane, loaded.affine)  # type: ignore[attr-defined, no-untyped-call]
@@ -282,6 +284,9 @@ def _read_plane(path: Path, *, labels: bool) -> Volume:
 def _read_png(path: Path, frame: Frame, *, labels: bool) -> Volume:
     """Read a grey PNG, rows X; images are divided by the largest value of their 8 or 16 bits."""
     try:
+        # Decoding skips the checksums of the pixels.
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
         with Image.open(path, formats=["PNG"]) as picture:
             size, mode = picture.size, picture.mode
             if size[0] * size[1] > MAX_PIXELS:
