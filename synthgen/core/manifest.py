@@ -45,7 +45,8 @@ def file_digest(path: Path) -> str:
 
 def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON-able document with the digest of its content, for `unsealed` to compare."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(body)))
+    plain: dict[str, Any] = json.loads(json.dumps({**body, _SEAL: None}))
+    del plain[_SEAL]
     return plain | {_SEAL: digest(plain)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MAX_SPACING_MM = 20.0
 _ROBUST = (0.5, 99.5)
 _GZIP_LEVEL = 6
+_PIECE = 2**20
+_MOST_BEHIND = 2**16
+"""Most bytes behind the voxels of a file."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -232,7 +236,9 @@ def readable(path: Path) -> Iterator[None]:
 def _read(path: Path) -> Volume:
     """Read any NIfTI file to RAS float32, trailing axes of length 1 dropped."""
     with readable(path):
-        image = nib.as_closest_canonical(_load(path))  # type: ignore[no-untyped-call]
+        loaded = _load(path)
+        require_intact(path, loaded)
+        image = nib.as_closest_canonical(loaded)  # type: ignore[no-untyped-call]
         data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
@@ -245,6 +251,24 @@ def _read(path: Path) -> Volume:
             "every voxel must be finite"
         )
     return Volume(data, Grid.from_affine(data.shape[:3], image.affine), path)
+
+
+def require_intact(path: Path, image: Nifti1Image) -> None:
+    """Check a gzipped file to its end: the checksum stands where nibabel has stopped reading.
+
+    Raises:
+        StoreError: more bytes follow the voxels than any program writes.
+        OSError, EOFError, zlib.error: it is damaged.
+    """
+    if path.suffix != ".gz":
+        return
+    voxels = math.prod(image.shape) * image.get_data_dtype().itemsize
+    left = int(image.dataobj.offset) + voxels + _MOST_BEHIND
+    with gzip.open(path) as stream:
+        while part := stream.read(_PIECE):
+            left -= len(part)
+            if left < 0:
+                raise StoreError(f"{path}: damaged, it holds more than the voxels; fetch it again")
 
 
 def _check_header(path: Path, image: Nifti1Image) -> None:

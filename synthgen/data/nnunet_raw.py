@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
 from synthgen.core.input_files import parse_json, read_json, read_text
-from synthgen.core.manifest import digest
+from synthgen.core.manifest import digest, unsealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.core.tissue_groups import TissueGroups
 from synthgen.data.labelled import DATASET_JSON, Floats, LabelledCase
@@ -237,7 +237,7 @@ def _describe(folder: Path) -> _Description:
         overlapping = any(isinstance(value, list) for value in raw["labels"].values())
         ending = str(raw["file_ending"])
         names = tuple(str(channels[str(k)]) for k in range(len(channels)))
-        origin = raw.get(ORIGIN, {})
+        origin = unsealed(raw.get(ORIGIN, {}))
         real, ancestors = bool(origin.get("real", True)), tuple(origin.get("subjects", ()))
     except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise StoreError(

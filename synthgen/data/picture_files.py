@@ -162,6 +162,9 @@ def opened_picture(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
         require_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Decoding skips the checksums of a PNG's pixels.
+            with Image.open(path, formats=formats) as picture:
+                picture.verify()
             with Image.open(path, formats=formats) as picture:
                 yield picture
     except FileNotFoundError as error:

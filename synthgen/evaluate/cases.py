@@ -17,7 +17,14 @@ from scipy import ndimage
 
 from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid, choose_slices, crop_or_pad, slice_position
-from synthgen.data.nifti import Volume, open_nifti, read_image, read_labels, readable
+from synthgen.data.nifti import (
+    Volume,
+    open_nifti,
+    read_image,
+    read_labels,
+    readable,
+    require_intact,
+)
 from synthgen.data.picture_files import opened_picture
 from synthgen.data.sources import MODALITIES, slug
 from synthgen.data.tissue import robust_scale
@@ -255,6 +262,7 @@ def _read_plane(path: Path, *, labels: bool) -> Volume:
     """Read a NIfTI file whose header says two dimensions."""
     with readable(path):
         loaded = open_nifti(path)
+        require_intact(path, loaded)
         plane = np.asarray(loaded.dataobj, dtype=np.float32)[..., None]
         turned = nib.as_closest_canonical(  # type: ignore[no-untyped-call]
             nib.Nifti1Image(plane, loaded.affine)  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ import numpy as np
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.input_files import read_json
 from synthgen.core.lock import folder_lock
-from synthgen.core.manifest import provenance
+from synthgen.core.manifest import provenance, sealed
 from synthgen.core.plan import ShardPlan
 from synthgen.export.cases import ALONE
 from synthgen.export.encode import nifti
@@ -343,7 +343,7 @@ class VolumeSet:
             "labels": {name: value for value, name in enumerate(volumes.label_names)},
             "numTraining": len(rows),
             "file_ending": _ENDING,
-            "synthgen": {"real": volumes.real, "subjects": list(volumes.subjects)},
+            "synthgen": sealed({"real": volumes.real, "subjects": list(volumes.subjects)}),
             # Without it nnU-Net lists the folder once for every case.
             "dataset": {
                 row["case"]: {"images": row["file_names"], "label": row["label_file_name"]}

@@ -57,11 +57,11 @@ def _with(data, place, part):
     return data[:place] + part + data[place + len(part) :]
 
 
-def try_cases(reader, folder, target, mode, seeds, timeout_s):
-    """Damage `folder/target` once for each seed and read the folder.
+def try_cases(reader, folder, target, damages, timeout_s):
+    """Damage `folder/target` in many ways, each a mode and a seed, and read the folder.
 
     Returns:
-        For each seed a dict: `verdict` is "refused" (an error of synthgen), "same" (the damage is
+        For each damage a dict: `verdict` is "refused" (an error of synthgen), "same" (the damage is
         in bytes that mean nothing), "WRONG" (other values were taken for good), "traceback",
         "vague" (a message that does not name the file, or no remedy), "crash" or "hang"; `text`
         says more.
@@ -71,22 +71,25 @@ def try_cases(reader, folder, target, mode, seeds, timeout_s):
     with tempfile.TemporaryFile("w+") as notes:
         done = 0
         cases = []
-        while done < len(seeds):
+        while done < len(damages):
             child = os.fork()
             if not child:
-                _read_damaged(reader, path, Path(folder), mode, seeds[done:], notes)
+                _read_damaged(reader, path, Path(folder), damages[done:], notes)
             status = _wait(child, timeout_s)
             path.write_bytes(data)
             notes.seek(0)
             cases = [json.loads(line) for line in notes.read().splitlines()]
             done = len(cases)
-            if status and done < len(seeds):
+            if status and done < len(damages):
                 kind = "hang" if status == -signal.SIGKILL else "crash"
                 cases.append({"verdict": kind, "text": f"the reader ended with {status}"})
                 notes.write(json.dumps(cases[-1]) + "\n")
                 notes.flush()
                 done += 1
-    return [{"mode": mode, "seed": seed} | case for seed, case in zip(seeds, cases, strict=True)]
+    return [
+        {"damage": damage, "target": target} | case
+        for damage, case in zip(damages, cases, strict=True)
+    ]
 
 
 def _wait(child, timeout_s):
@@ -101,15 +104,15 @@ def _wait(child, timeout_s):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _read_damaged(reader, path, folder, mode, seeds, notes):
-    """Judge every seed in this process, which ends afterwards."""
+def _read_damaged(reader, path, folder, damages, notes):
+    """Judge every damage in this process, which ends afterwards."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         data = path.read_bytes()
         good = READERS[reader](folder)
-        for seed in seeds:
+        for mode, seed in damages:
             changed = MODES[mode](data, np.random.default_rng(seed))
             path.write_bytes(changed)
             case = {"verdict": "same", "text": ""}

@@ -10,6 +10,7 @@ from toy_training import ToyStep
 from synthgen.core.errors import StoreError
 from synthgen.core.model_folder import read_model_folder
 from synthgen.data.labelled import open_labelled
+from synthgen.data.nifti import read_labels
 from synthgen.data.shards import Shards, verify
 from synthgen.data.store import TrainingStore
 from synthgen.images.spade import SpadePipeline
@@ -116,6 +117,12 @@ def checkpoint(folder):
     return _digest(at, *_state(*nets), optimizers, schedulers, *averages, decays, step.state())
 
 
+def volume(folder):
+    """The label map that is the only file of its folder."""
+    read = read_labels(next(folder.iterdir()))
+    return _digest(read.data, read.grid.affine)
+
+
 def nnunet(folder):
     """The cases of an exported nnU-Net folder, as trainings read them."""
 
@@ -134,5 +141,6 @@ READERS = {
     "store": store,
     "style": style,
     "checkpoint": checkpoint,
+    "volume": volume,
     "nnunet": nnunet,
 }

@@ -32,7 +32,7 @@ def test_a_killed_run_ends_in_the_bytes_of_a_quiet_one(driver, tiny, tmp_path, s
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "training"), stages(DATASETS, TRAININGS))
 def test_many_kills_end_in_the_bytes_of_a_quiet_one(driver, tiny, tmp_path, stage, training):
-    require_unharmed(driver, tiny, tmp_path, stage, training, 12)
+    require_unharmed(driver, tiny, tmp_path, stage, training, 8)
 
 
 def test_of_two_writers_on_one_folder_the_second_is_refused(driver, tiny, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.manifest import sealed
 from synthgen.core.rng import SampleKey
 from synthgen.core.schema import BRAIN9
 from synthgen.labels import LabelCondition, load_label_generator
@@ -190,7 +191,7 @@ def test_unseen_lesions_are_no_part_of_the_conditions(written):
     record = json.loads((folder / "synthgen.json").read_text())
     record["condition"]["maxima"][1] = 0.0
     record["position"] = [0.25, 0.75]
-    (folder / "synthgen.json").write_text(json.dumps(record))
+    (folder / "synthgen.json").write_text(json.dumps(sealed(record)))
     conditions = load_label_generator(folder).conditions
     names = record["condition"]["names"]
     assert conditions.lesions == dict.fromkeys((names[0], names[2]), (0.0, 0.1))
