@@ -115,16 +115,25 @@ def machine() -> dict[str, object]:
     }
 
 
-def write_result(name: str, result: Mapping[str, Any]) -> Path:
-    """Write `results/NAME-DATE.json` with versions and machine, say where, and return it."""
-    now = datetime.now(tz=UTC)
+def write_result(name: str, result: Mapping[str, Any]) -> None:
+    """Write `results/NAME-DATE.json` with versions and machine, and say where."""
     head = {
         "made_by": f"benchmarks/{name}.py",
-        "date": now.isoformat(timespec="seconds"),
+        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "versions": provenance(),
         "machine": machine(),
     }
-    target = Path(__file__).parent / "results" / f"{name}-{now.date().isoformat()}.json"
+    target = _result_file(name)
     target.write_text(json.dumps(head | dict(result), indent=1) + "\n")
     print("written:", target.relative_to(Path(__file__).parents[1]))
-    return target
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """Return what `write_result` wrote today, `{}` if nothing."""
+    target = _result_file(name)
+    return dict(json.loads(target.read_text())) if target.exists() else {}
+
+
+def _result_file(name: str) -> Path:
+    day = datetime.now(tz=UTC).date().isoformat()
+    return Path(__file__).parent / "results" / f"{name}-{day}.json"

@@ -23,7 +23,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 _OUTSIDE = 128
 """Stored background PV from which a pixel lies outside the brain: more than 0.5 of 255."""
 _ONE, _MINUS_ZERO = 0x3C00, 0x8000
-"""Bits of 1 and -0 in float16; as integers, those of positive numbers are in the order of the numbers."""
+"""Bits of float16; as integers, those of positive numbers are in the order of the numbers."""
 
 
 @dataclass(frozen=True)
