@@ -87,6 +87,7 @@ def measure(args: argparse.Namespace, about: dict[str, Any], target: Path) -> No
     real = real_slices(args.real)
     result = about | {"maps": args.maps, "batch": BATCH, "reference": REFERENCE.name}
     result["real"] = str(args.real.name) if args.real else None
+    result["floor"] = {} if real is None else floors(real, args.maps)
     result["rows"] = []
     reference, started = None, time.monotonic()
     for setting in SETTINGS:
@@ -100,8 +101,6 @@ def measure(args: argparse.Namespace, about: dict[str, Any], target: Path) -> No
             row |= distances(label_metrics.describe_labels(made), real)
         result["rows"].append(row)
         print(row, flush=True)
-        if real is not None:
-            result["floor"] = floors(real, args.maps)
         target.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, target.with_suffix(".png"))
 
@@ -224,7 +223,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             label = f"{key[0]}, guidance {key[1]:g}, {key[2]}"
             x, y = [r["cpu_s_per_map"] for r in rows], [r[name] for r in rows]
             axis.plot(x, y, "o-", markersize=4, label=label)
-        if name in result.get("floor", {}):
+        if name in result["floor"]:
             axis.axhline(result["floor"][name], color="0.6", linestyle=":", label="real halves")
         axis.set_xscale("log")
         axis.set_xlabel("CPU s a map")

@@ -25,6 +25,8 @@ Net = TypeVar("Net", bound=nn.Module)
 _EPS = 1e-5
 _FEW_PIXELS = 1024
 """Where torch's kernel in channels_last changes its way (group_norm_kernel.cpp, 2.13)."""
+_CACHED = 2**19
+"""Numbers that are normalised at once: 2 MiB in float32, measured best of 2^16 to 2^22."""
 _NARROW = 16
 """Channels of a group that fill its vectors: from there on that way is fast."""
 
@@ -96,19 +98,21 @@ class GroupNorm(nn.GroupNorm):
 def _few_pixels(
     x: Tensor, groups: int, eps: float, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """Normalise a map in channels_last by sums over its pixels, in float32."""
-    batch, channels = x.shape[:2]
+    """Normalise maps in channels_last by sums over their pixels, a cache full of them at a time."""
     pixels = x.flatten(2).transpose(1, 2)  # (B, N, C), as it lies in memory
-    exact = pixels.float()
-    count = exact.shape[1] * (channels // groups)
-    sums = torch.stack([exact.sum(dim=1), (exact * exact).sum(dim=1)])
-    mean, square = sums.view(2, batch, groups, -1).sum(dim=-1) / count  # (B, G) each
-    scale = torch.rsqrt((square - mean * mean).clamp(min=0) + eps)
-    scale = scale.repeat_interleave(channels // groups, dim=1)
-    shift = -mean.repeat_interleave(channels // groups, dim=1) * scale
-    if weight is not None and bias is not None:
-        scale, shift = scale * weight.float(), shift * weight.float() + bias.float()
-    result = torch.addcmul(shift[:, None], exact, scale[:, None]).to(x.dtype)
+    result = torch.empty_like(pixels)
+    at_once = max(1, _CACHED // pixels[0].numel())
+    for maps, out in zip(pixels.split(at_once), result.split(at_once), strict=True):
+        exact = maps.float()
+        size = exact.shape[2] // groups
+        sums = torch.stack([exact.sum(dim=1), (exact * exact).sum(dim=1)])
+        means = sums.unflatten(2, (groups, size)).sum(dim=3) / (exact.shape[1] * size)
+        mean, square = means.repeat_interleave(size, dim=2)  # (B, C) each
+        scale = torch.rsqrt((square - mean * mean).clamp(min=0) + eps)
+        if weight is not None:
+            scale = scale * weight.float()
+        shift = -mean * scale if bias is None else torch.addcmul(bias.float(), mean, -scale)
+        out.copy_(torch.addcmul(shift[:, None], exact, scale[:, None]))
     return result.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
