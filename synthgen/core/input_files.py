@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import StoreError, SynthgenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
     from pathlib import Path
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -78,7 +79,7 @@ def require_regular(path: Path) -> None:
         raise OSError(f"{path.name} is no regular file")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:
@@ -132,8 +133,11 @@ def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 - JSON holds anything
         >>> parse_json('{"n": [1, 2.5]}')
         {'n': [1, 2.5]}
     """
-    opening = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(text.count(one) for one in opening) > MAX_CONTAINERS:  # type: ignore[arg-type]
+    if isinstance(text, bytes):
+        containers = text.count(b"[") + text.count(b"{")
+    else:
+        containers = text.count("[") + text.count("{")
+    if containers > MAX_CONTAINERS:
         raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
     try:
         value = json.loads(text, parse_int=_integer)

@@ -163,17 +163,22 @@ def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
         record = unsealed(record)
     except ValueError as error:
         raise StoreError(f"{path}: {error}; {REMEDY}") from error
-    files = record.get("files")
-    for name in (INDEX, SCHEMA):
-        if not isinstance(files, dict) or name not in files:
-            raise StoreError(f"{path}: lists no file {name}; {REMEDY}")
-    if not is_list_of([*files.values()], str):
-        raise StoreError(f"{path}: 'files' must hold checksums; {REMEDY}")
-    for name in files:
-        require_model_file(path, name)
+    _require_files(path, record.get("files"))
     if not is_list_of(record.get("subjects", []), str):
         raise StoreError(f"{path}: 'subjects' must be a list of names; {REMEDY}")
     return record
+
+
+def _require_files(path: Path, files: object) -> None:
+    """Refuse a list of files that no model has."""
+    listed = files if isinstance(files, dict) else {}
+    for name in (INDEX, SCHEMA):
+        if name not in listed:
+            raise StoreError(f"{path}: lists no file {name}; {REMEDY}")
+    if not is_list_of([*listed.values()], str):
+        raise StoreError(f"{path}: 'files' must hold checksums; {REMEDY}")
+    for name in listed:
+        require_model_file(path, name)
 
 
 def read_shape(record: Mapping[str, Any]) -> tuple[int, int]:

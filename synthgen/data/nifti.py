@@ -262,8 +262,8 @@ def require_intact(path: Path, image: Nifti1Image) -> None:
     """
     if path.suffix != ".gz":
         return
-    voxels = math.prod(image.shape) * image.get_data_dtype().itemsize
-    left = int(image.dataobj.offset) + voxels + _MOST_BEHIND
+    voxels = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize  # type: ignore[no-untyped-call]
+    left = int(image.header["vox_offset"]) + voxels + _MOST_BEHIND
     with gzip.open(path) as stream:
         while part := stream.read(_PIECE):
             left -= len(part)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gzip
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
@@ -55,13 +56,14 @@ def require_sane_header(path: Path) -> None:
         raise GeometryError(
             f"{path}: its header says shape {shape}, {voxels} voxels; at most {MAX_VOXELS} allowed"
         )
-    claimed = offset + voxels * header.get_data_dtype().itemsize
+    itemsize = _dtype(header).itemsize
+    claimed = offset + voxels * itemsize
     if claimed > size * (MOST_DEFLATED if packed else 1):
         raise StoreError(
             f"{path}: not a readable NIfTI file, truncated ({size} bytes cannot hold the shape "
             f"{shape} that its header says); fetch it again"
         )
-    unpacked = voxels * max(4, header.get_data_dtype().itemsize)
+    unpacked = voxels * max(4, itemsize)
     if packed and unpacked > SUSPECT_BYTES and claimed > SUSPECT_RATIO * size:
         raise StoreError(
             f"{path}: {claimed:.0f} bytes packed into {size}, a decompression bomb or an empty "
@@ -69,13 +71,17 @@ def require_sane_header(path: Path) -> None:
         )
 
 
+def _dtype(header: Nifti1Header) -> np.dtype[Any]:
+    return np.dtype(header.get_data_dtype())  # type: ignore[no-untyped-call]
+
+
 def _parse(path: Path, block: bytes) -> Nifti1Header:
     stated = {int.from_bytes(block[:4], order) for order in ("little", "big")}
     for length, kind in ((348, Nifti1Header), (540, Nifti2Header)):
         if length in stated and len(block) >= length:
             try:
-                header: Nifti1Header = kind(block[:length], check=False)
-                dtype = header.get_data_dtype()
+                header: Nifti1Header = kind(block[:length], check=False)  # type: ignore[no-untyped-call]
+                dtype = _dtype(header)
             except (HeaderDataError, KeyError, ValueError) as error:
                 raise StoreError(f"{path}: a damaged NIfTI header ({error})") from error
             if dtype.kind not in "iuf":

@@ -148,7 +148,7 @@ def _decode(path: Path) -> npt.NDArray[np.generic]:
 
 
 @contextmanager
-def opened_picture(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
+def opened_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """Open a picture without decoding it, and turn what goes wrong inside into one line.
 
     Args:

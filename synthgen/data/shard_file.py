@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -96,7 +96,7 @@ def read_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
         return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
 
 
-def _open_bytes(path: Path) -> BinaryIO:
+def _open_bytes(path: Path) -> io.BufferedReader:
     try:
         return open_regular(path)
     except FileNotFoundError as error:

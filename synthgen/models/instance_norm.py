@@ -102,18 +102,18 @@ def _few_pixels(
     pixels = x.flatten(2).transpose(1, 2)  # (B, N, C), as it lies in memory
     result = torch.empty_like(pixels)
     at_once = max(1, _CACHED // pixels[0].numel())
-    for maps, out in zip(pixels.split(at_once), result.split(at_once), strict=True):
+    for maps, out in zip(torch.split(pixels, at_once), torch.split(result, at_once), strict=True):
         exact = maps.float()
         size = exact.shape[2] // groups
         sums = torch.stack([exact.sum(dim=1), (exact * exact).sum(dim=1)])
-        means = sums.unflatten(2, (groups, size)).sum(dim=3) / (exact.shape[1] * size)
+        means = sums.view(2, len(exact), groups, size).sum(dim=3) / (exact.shape[1] * size)
         mean, square = means.repeat_interleave(size, dim=2)  # (B, C) each
         scale = torch.rsqrt((square - mean * mean).clamp(min=0) + eps)
         if weight is not None:
             scale = scale * weight.float()
         shift = -mean * scale if bias is None else torch.addcmul(bias.float(), mean, -scale)
         out.copy_(torch.addcmul(shift[:, None], exact, scale[:, None]))
-    return result.transpose(1, 2).unflatten(2, x.shape[2:])
+    return result.transpose(1, 2).view(x.shape)
 
 
 class _ChannelsLast(torch.autograd.Function):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -154,7 +154,8 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             if number not in (0, 2):
                 xs = [functional.interpolate(x, scale_factor=2, mode=self.upsample) for x in xs]
             small = maps[xs[0].shape[-1]]
-            labelled = block.labelled(small)
+            # nn.ModuleList does not say what it holds.
+            labelled: tuple[Tensor, ...] = cast("SPADEResBlock", block).labelled(small)
             xs = [block(x, small, z, labelled) for x, (z, _) in zip(xs, takes, strict=True)]
         return [self._finished(x, noise) for x, (_, noise) in zip(xs, takes, strict=True)]
 
