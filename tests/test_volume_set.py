@@ -108,6 +108,7 @@ def test_killed_runs_are_continued_to_the_same_bytes(quiet, volumes, tmp_path, m
         monkeypatch.setattr(Tree, "put", dying)
         with pytest.raises(KeyboardInterrupt):
             VolumeSet(volumes, 5, folder).write()
+        assert not list(folder.glob(f"{LOCK}*"))
     monkeypatch.undo()
     outcome = VolumeSet(volumes, 5, folder).write()
     assert 0 < outcome.generated < 5

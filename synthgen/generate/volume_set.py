@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +29,7 @@ from synthgen.export.tree import Tree, json_bytes
 from synthgen.generate.engine import intra_op_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
     from pathlib import Path
 
     from synthgen.core.lock import FolderLock
@@ -156,8 +157,8 @@ class VolumeSet:
             if todo:
                 tree.reopen()
             made, taken, files, size = set[int](), 0, 0, 0
-            with intra_op_threads(_THREADS):
-                for index in self._claimed(lock, todo):
+            with intra_op_threads(_THREADS), closing(self._claimed(lock, todo)) as claimed:
+                for index in claimed:
                     made.add(index)
                     taken += index not in todo
                     for name, data in self._files(index):
@@ -178,7 +179,7 @@ class VolumeSet:
             str(self.folder), self.n, len(made), kept, files, size, seconds, complete
         )
 
-    def _claimed(self, lock: FolderLock, todo: Sequence[int]) -> Iterator[int]:
+    def _claimed(self, lock: FolderLock, todo: Sequence[int]) -> Generator[int]:
         """Yield volumes to make, held while they are made: of this worker, then of others."""
         others = [i for i in reversed(range(self.n)) if i not in self._mine()]
         for index in [*todo, *(others if lock.enforced else ())]:
