@@ -6,7 +6,7 @@ training with `--resume`) then completes it. Counted are samples that are lost o
 files whose bytes differ from an undisturbed run's (of a training: weights, losses, checkpoints,
 sheets; seconds apart), and what was not whole right after a kill. All of them have to be 0.
 
-    python benchmarks/faults.py [--kills 200] [--seed 0]
+    python benchmarks/faults.py [--kills 200] [--seed 0] [--jobs 2]
 
 Prints a table and writes `benchmarks/results/faults-DATE.json`.
 """
@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ SHARES = {
     **{("train", stage): share for stage, share in zip(TRAININGS, (4, 4, 3), strict=True)},
 }
 """Kills of each stage, in thirtieths."""
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 
 
 def counts(kills: int) -> list[int]:
@@ -61,41 +63,51 @@ def row(tally: Tally) -> dict[str, Any]:
     }
 
 
+def kill_stage(root: Path, place: Path, key: tuple[str, str], kills: int, seed: int) -> Tally:
+    """Kill one stage's runs in a process of its own, and print the row of the table."""
+    what, stage = key
+    rng = np.random.default_rng([seed, [*SHARES].index(key)])
+    with Driver() as driver:
+        killed = Killed(driver, root, stage, place / what / stage, rng, training=what == "train")
+        killed.fall(kills)
+    tally = killed.tally
+    hits = [tally.kills[name] for name in SIGNALS]
+    faults = (tally.lost, tally.duplicated, len(tally.differing), len(tally.broken),
+              len(tally.untidy))  # fmt: skip
+    cells = "".join(f"{count:9}" for count in (*hits, *faults))
+    print(f"{what + ' ' + stage:18}{cells}", flush=True)
+    return tally
+
+
 def main() -> None:
     """Kill every stage, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="stages at a time")
     args = parser.parse_args()
     started = time.perf_counter()
-    stages: dict[str, dict[str, Any]] = {}
-    print(f"{'stage':18} {'SIGKILL':>8} {'SIGTERM':>8} {'SIGINT':>8} {'lost':>5} {'twice':>6} "
-          f"{'differ':>7} {'broken':>7} {'untidy':>7}")  # fmt: skip
-    with tempfile.TemporaryDirectory() as name, Driver() as driver:
-        root = world.build(Path(name) / "world", driver)
-        for number, ((what, stage), kills) in enumerate(
-            zip(SHARES, counts(args.kills), strict=True)
-        ):
-            rng = np.random.default_rng([args.seed, number])
-            place = Path(name) / what / stage
-            killed = Killed(driver, root, stage, place, rng, training=what == "train")
-            killed.fall(kills)
-            found = stages[f"{what} {stage}"] = row(killed.tally)
-            hits = [found["kills"].get(signal, 0) for signal in ("SIGKILL", "SIGTERM", "SIGINT")]
-            bad = [v for k, v in found.items() if isinstance(v, int) and k != "folders"]
-            print(f"{what + ' ' + stage:18} {hits[0]:8} {hits[1]:8} {hits[2]:8} {bad[0]:5} "
-                  f"{bad[1]:6} {bad[2]:7} {bad[3]:7} {bad[4]:7}", flush=True)  # fmt: skip
+    heads = (*SIGNALS, "lost", "twice", "differ", "broken", "untidy")
+    print(f"{'stage':18}" + "".join(f"{head:>9}" for head in heads), flush=True)
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.jobs) as pool:
+        place = Path(name)
+        with Driver() as driver:
+            root = world.build(place / "world", driver)
+        futures = {
+            " ".join(key): pool.submit(kill_stage, root, place, key, kills, args.seed)
+            for key, kills in zip(SHARES, counts(args.kills), strict=True)
+        }
+        stages = {key: row(future.result()) for key, future in futures.items()}
     keys = ("lost_samples", "duplicated_samples", "differing_files", "broken_after_kill",
             "untidy_exits")  # fmt: skip
     total = {key: sum(found[key] for found in stages.values()) for key in keys}
-    signals = sorted({signal for found in stages.values() for signal in found["kills"]})
     result = {
         "made_by": "benchmarks/faults.py",
         "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "versions": provenance(),
         "seed": args.seed,
         "seconds": round(time.perf_counter() - started, 1),
-        "kills": {s: sum(f["kills"].get(s, 0) for f in stages.values()) for s in signals},
+        "kills": {s: sum(f["kills"].get(s, 0) for f in stages.values()) for s in SIGNALS},
         "all": total,
         "stages": stages,
     }

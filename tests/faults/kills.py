@@ -102,9 +102,7 @@ class Killed:
     def _kill(self, out):
         number = SIGNALS[int(self._rng.integers(len(SIGNALS)))]
         delay_s = float(self._rng.uniform(0, self._span))
-        done = self._driver.kill(
-            *self._argv, "--out", out, delay_s=delay_s, number=number, watch=out.parent
-        )
+        done = self._driver.kill(*self._argv, "--out", out, delay_s=delay_s, number=number)
         if done.code == 0:
             return  # it had ended before
         self.tally.kills[number.name] += 1

@@ -48,7 +48,7 @@ from synthgen.cli import build_app, main
 from synthgen.core.rng import SampleKey
 from synthgen.labels.vessels import VesselGenerator
 
-STEP_S = 0.0005
+STEP_S = 0.002
 
 
 class Child:
@@ -114,7 +114,7 @@ class Child:
     def _is_due(self, now):
         if "watch" not in self.run:
             return now - self.started >= self.run["delay_s"]
-        if self._watched_since is None and _files(self.run["watch"]):
+        if self._watched_since is None and _holds_something(self.run["watch"]):
             self._watched_since = now
         return self._watched_since is not None and (
             now - self._watched_since >= self.run["delay_s"]
@@ -131,6 +131,10 @@ class Child:
         }  # fmt: skip
 
 
+def _holds_something(folder):
+    return Path(folder).is_dir() and any(Path(folder).iterdir())
+
+
 def _files(folder):
     root = Path(folder)
     return sorted(str(p.relative_to(root)) for p in root.rglob("*")) if root.is_dir() else []
@@ -141,7 +145,7 @@ def run_together(runs, timeout_s):
     children = {}
     while len(children) < len(runs) or any(c.code is None for c in children.values()):
         for i, run in enumerate(runs):
-            if i not in children and ("after" not in run or _files(run["after"])):
+            if i not in children and ("after" not in run or _holds_something(run["after"])):
                 children[i] = Child(run)
             elif i in children and children[i].code is None:
                 children[i].look(timeout_s)
