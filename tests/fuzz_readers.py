@@ -466,7 +466,9 @@ def outcome(read, folder):
         text = str(error)
         assert text.isprintable(), f"not one plain line: {text!r}"
         assert len(text) <= LINE, f"{len(text)} characters: {text[:200]}"
-        assert "-o " in text or folder.parent.name in text, f"names no file: {text}"
+        # Overrides are put into a recipe that comes with synthgen.
+        named = ("-o ", "tiny_vessels.yaml", folder.parent.name)
+        assert any(name in text for name in named), f"names no file: {text}"
         return type(error).__name__
     finally:
         logging.disable(logging.NOTSET)

@@ -6,6 +6,7 @@ camera's orientation tag is not applied. The header is looked at before anything
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from synthgen.core.errors import StoreError, SynthgenError
-from synthgen.core.input_files import require_regular
+from synthgen.core.input_files import read_bytes
 from synthgen.core.vessels import COVERED
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".pgm", ".
 """File name endings that are taken for pictures, in lower case."""
 LARGEST_SIDE = 8192
 """Longest side, in pixels, of a picture that is decoded."""
+MAX_BYTES = 2**29
+"""Largest file of a picture: three channels of 16 bits of the longest sides, unpacked."""
 SMALLEST_SIDE = 16
 """Shortest side, in pixels, of a picture that is decoded."""
 
@@ -159,13 +162,15 @@ def opened_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image
         StoreError: missing, damaged, of another format, or a decompression bomb by its header.
     """
     try:
-        require_regular(path)
+        # From memory: Pillow asks a file for as many bytes as a chunk claims, which are allocated.
+        content = io.BytesIO(read_bytes(path, MAX_BYTES))
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Decoding skips the checksums of a PNG's pixels.
-            with Image.open(path, formats=formats) as picture:
+            with Image.open(content, formats=formats) as picture:
                 picture.verify()
-            with Image.open(path, formats=formats) as picture:
+            content.seek(0)
+            with Image.open(content, formats=formats) as picture:
                 yield picture
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
