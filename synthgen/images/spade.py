@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 KIND = "images"
 _COMPONENTS = ("generator", "style_encoder", "style_bank")
 
+_AT_ONCE = 4
+"""Maps painted at once on a CPU: of more, the C library hands large arrays back to the system after
+each layer and takes them anew, a fifth of the time (0.48 s for 8 maps, 0.59 s at once)."""
+
 DTypeName = Literal["float32", "bfloat16"]
 
 
@@ -163,9 +167,17 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
         grain of each style is its own, as in scans of one person.
         """
         self._check_request(pv, styles, keys)
+        at_once = _AT_ONCE if self.generator.device.type == "cpu" else len(keys)
+        painted = [
+            self._painted(pv[start : start + at_once], styles, keys[start : start + at_once])
+            for start in range(0, len(keys), at_once)
+        ]
+        images = torch.cat(painted).add(1).div(2).clamp(0, 1)  # (B, M, X, Y)
+        return images.masked_fill(pv[:, :1].cpu() > 0.5, 0.0)
+
+    def _painted(self, pv: Tensor, styles: Sequence[str], keys: Sequence[SampleKey]) -> Tensor:
+        """Return images `(B, M, X, Y)` in [-1, 1] on the CPU, what the labels decide done once."""
         dtype, device = self.generator.dtype, self.generator.device
-        labels = pv.to(device).contiguous(memory_format=torch.channels_last)
-        outside = (pv[:, :1] > 0.5).expand(-1, len(styles), -1, -1)
         takes = []
         for style in styles:
             codes = self.style_bank.draw(style, [key.torch(Stream.STYLE) for key in keys])
@@ -174,9 +186,9 @@ class SpadePipeline(DiffusionPipeline):  # type: ignore[misc]
                 draws = [_of_style(key, style).torch(Stream.TEXTURE) for key in keys]
                 noise = draw_noise(draws, self.shape).to(device)
             takes.append((codes.to(device=device, dtype=dtype), noise))
+        labels = pv.to(device).contiguous(memory_format=torch.channels_last)
         painted = [image for image, _ in self.generator.paint(labels, takes)]
-        images = torch.cat(painted, dim=1).add(1).div(2).clamp(0, 1).cpu()  # (B, M, X, Y)
-        return images.masked_fill(outside.cpu(), 0.0)
+        return torch.cat(painted, dim=1).float().cpu()
 
     def _check_request(self, pv: Tensor, styles: Sequence[str], keys: Sequence[SampleKey]) -> None:
         known = [style.name for style in self.styles]
