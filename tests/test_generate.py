@@ -207,17 +207,6 @@ def test_any_number_of_workers_gives_the_same_bytes(labels, tmp_path, world):
     assert digests(tmp_path / "shared") == digests(labels)
 
 
-def test_a_worker_leaves_the_temporary_files_of_others(labels):
-    shard_path(labels, 1).unlink()
-    theirs = labels / "shards" / ".00001.h5.4242.tmp"
-    theirs.write_bytes(b"being written")
-    make_labels(labels, settings=replace(SETTINGS, worker=0, num_workers=2))
-    assert theirs.exists()
-    make_labels(labels, settings=replace(SETTINGS, worker=1, num_workers=2))
-    assert not theirs.exists()
-    assert verify(labels) == []
-
-
 # damage
 
 
