@@ -261,13 +261,12 @@ def complete(
 
 def _outcome_text(outcome: Outcome, name: str) -> str:
     made = outcome.generated
-    there = outcome.n - outcome.elsewhere
-    of_all = (
-        f"{outcome.n} samples in all"
-        if not outcome.elsewhere
-        else (f"{there} of {outcome.n} samples, {outcome.elsewhere} are in other workers' hands")
-    )
-    text = f"{name}: {outcome.folder} holds {of_all}"
+    text = f"{name}: {outcome.folder} holds "
+    if outcome.elsewhere:
+        there = outcome.n - outcome.elsewhere
+        text += f"{there} of {outcome.n} samples, {outcome.elsewhere} are in other workers' hands"
+    else:
+        text += f"{outcome.n} samples in all"
     if outcome.kept:
         text += f", {outcome.kept} were there"
     if outcome.repaired:
