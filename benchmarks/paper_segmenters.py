@@ -288,7 +288,7 @@ def main() -> None:
     document = {
         "made_by": "benchmarks/paper_segmenters.py",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": {"name": data.name, "subjects": list(data.subjects), "real": data.real},
+        "data": {"name": Path(data.name).name, "subjects": list(data.subjects), "real": data.real},
         "cases": len(cases),
         "window": window,
         "models": {m.name: [records(folder) for folder in m.folders] for m in options.model},
@@ -311,9 +311,10 @@ def chosen_cases_of(cases: Sequence[int]) -> list[int]:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    """Return what a model folder says of its training."""
+    """Return what a model folder says of its training; of its data the names alone."""
     training: dict[str, Any] = json.loads((folder / "synthgen.json").read_text())["training"]
-    return {k: v for k, v in training.items() if k != "validation"}
+    data = {Path(name).name: share for name, share in training.get("data", {}).items()}
+    return {k: v for k, v in training.items() if k != "validation"} | {"data": data}
 
 
 def levels(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -326,6 +327,11 @@ def levels(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[dict[
     ]
 
 
+def cropped(maps: Sequence[Tensor], size: tuple[int, ...]) -> list[Tensor]:
+    """Return the first rows and columns of maps `(C, X, Y)`."""
+    return [one[:, : size[0], : size[1]] for one in maps]
+
+
 def draw(path: Path, data: LabelledData, first: dict[str, dict[int, list[Tensor]]]) -> None:
     """Draw image, truth and what the first seed of each model found, one row a case."""
     from PIL import Image  # noqa: PLC0415
@@ -336,10 +342,14 @@ def draw(path: Path, data: LabelledData, first: dict[str, dict[int, list[Tensor]
         image, soft = data.load(index)
         images.append(torch.from_numpy(image))
         softs.append(torch.from_numpy(soft))
+    size = tuple(min(image.shape[axis] for image in images) for axis in (1, 2))
+    images, softs = (cropped(maps, size) for maps in (images, softs))
     masks = [torch.stack(softs)]
     for found in first.values():
         places = range(len(found[shown[0]]))
-        masks += [torch.stack([found[index][place] for index in shown]) for place in places]
+        masks += [
+            torch.stack(cropped([found[index][place] for index in shown], size)) for place in places
+        ]
     sheet = segmentation_sheet(torch.stack(images), masks, overlapping=data.overlapping)
     rows, columns, width, height, _ = sheet.shape
     # Axis 0 of the arrays runs to the right, axis 1 up.

@@ -1,7 +1,6 @@
 """The generation engine: determinism, resume, extension, workers, repair, replay, bad requests."""
 
 import errno
-import hashlib
 import json
 import os
 import tracemalloc
@@ -10,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from file_digests import digests
 from tiny_generators import SHAPE, TinyImages, TinyLabels
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -34,15 +34,6 @@ from synthgen.labels import ConditionRange
 
 RANGES = ConditionRange({"wmh": (0.01, 0.05)}, (0.3, 0.7))
 SETTINGS = GenerationSettings(batch_size=2, shard_size=4, threads=1)
-
-
-def digests(folder):
-    """Return the SHA-256 of every file of a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def make_labels(folder, n=10, settings=SETTINGS, generator=None, ranges=RANGES):

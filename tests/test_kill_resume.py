@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_digests import digests
 from tiny_models import write_image_model, write_label_model
 
 from synthgen.data.shards import Shards, verify
@@ -77,15 +78,6 @@ def commands(models, driver, tmp_path_factory):
         "images": [*paint, "--style", "a_t1,a_flair", *SIZES],
         "vessels": ["vessels", "--with", "centreline,graph", *small],
         "angiograms": ["angiograms", "--renderer", "physics", *small],
-    }
-
-
-def digests(folder):
-    """Return the SHA-256 of every file, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
     }
 
 

@@ -1,10 +1,10 @@
 """Workers of one dataset: whose shards they make, what they count, and who is refused."""
 
-import hashlib
 import json
 from dataclasses import replace
 
 import pytest
+from file_digests import digests
 from tiny_generators import TinyLabels
 
 from synthgen.core.errors import RequestError, StoreError
@@ -25,14 +25,6 @@ WHAT = f"labels, {N} samples"
 def make(folder, number=1, count=1, n=N, progress=None, **change):
     settings = replace(SETTINGS, worker=number - 1, num_workers=count, **change)
     return generate_labels(TinyLabels(), RANGES, n, folder, settings, progress=progress)
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

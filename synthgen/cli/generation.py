@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.core.errors import RequestError, StoreError
-from synthgen.core.pace import Pace
 from synthgen.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,10 +45,7 @@ SeedOption = Annotated[int, typer.Option(help="Seed of the dataset.")]
 ShardSizeOption = Annotated[int, typer.Option(help="Samples in one file.")]
 BatchSizeOption = Annotated[int, typer.Option(help="Samples computed at once.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(help="Number format of the networks; part of what decides the bytes."),
-]
+PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the networks.")]
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads of each worker; part of what decides the bytes.")
 ]
@@ -188,15 +184,6 @@ def idle_cores(settings: GenerationSettings, device: str, command: str) -> str:
     )
 
 
-def slow_format(precision: Precision, device: str) -> str:
-    """Return a warning of a number format that a device only emulates, or ""."""
-    from synthgen.cli.doctor import native_bf16
-
-    if precision is Precision.FP32 or native_bf16(device):
-        return ""
-    return f"{device} only emulates bf16; --precision fp32 is faster here (another dataset)"
-
-
 @contextmanager
 def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
     """Show progress: a bar on a terminal, elsewhere a line every 30 s."""
@@ -216,17 +203,18 @@ def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[i
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     last = time.monotonic()
-    pace = Pace()
+    first: tuple[float, int] | None = None
 
     def line(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
-        pace.mark(now, done)
+        # What was there already took no time of this run.
+        first = first or (now, done)
         if now - last >= LINE_EVERY_S:
             last = now
-            left_s = pace.left_s(total)
-            left = "" if left_s is None else f", {duration(left_s)} left"
-            text = f"{what}: {done} of {total} {unit}, {pace.rate:.3g}/s{left}"
+            rate = (done - first[1]) / max(now - first[0], 1e-9)
+            left = f", {duration((total - done) / rate)} left" if rate else ""
+            text = f"{what}: {done} of {total} {unit}, {rate:.3g}/s{left}"
             print(text, file=sys.stderr, flush=True)
 
     yield line
@@ -273,13 +261,12 @@ def complete(
 
 def _outcome_text(outcome: Outcome, name: str) -> str:
     made = outcome.generated
-    there = outcome.n - outcome.elsewhere
-    of_all = (
-        f"{outcome.n} samples in all"
-        if not outcome.elsewhere
-        else (f"{there} of {outcome.n} samples, {outcome.elsewhere} are in other workers' hands")
-    )
-    text = f"{name}: {outcome.folder} holds {of_all}"
+    text = f"{name}: {outcome.folder} holds "
+    if outcome.elsewhere:
+        there = outcome.n - outcome.elsewhere
+        text += f"{there} of {outcome.n} samples, {outcome.elsewhere} are in other workers' hands"
+    else:
+        text += f"{outcome.n} samples in all"
     if outcome.kept:
         text += f", {outcome.kept} were there"
     if outcome.repaired:

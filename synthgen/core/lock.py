@@ -214,10 +214,7 @@ def folder_lock(
         RequestError: another process writes there; it is named.
         StoreError: the folder cannot be created or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot be created ({error.strerror or error})") from error
+    _create(folder)
     part = f".{worker + 1}-of-{num_workers}" if num_workers > 1 else ""
     path = folder / f"{LOCK}{part}"
     holder = Holder.here(what)
@@ -242,10 +239,7 @@ def file_lock(path: Path, what: str) -> Iterator[None]:
         RequestError: another process writes it; it is named.
         StoreError: the folder around it cannot be created or written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path.parent}: cannot be created ({error.strerror or error})") from error
+    _create(path.parent)
     beside = path.with_name(f".{path.name}{LOCK}")
     claim = Claim.take(beside, Holder.here(what))
     if claim is None:
@@ -254,6 +248,13 @@ def file_lock(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         claim.release()
+
+
+def _create(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be created ({error.strerror or error})") from error
 
 
 def _refuse_others(folder: Path, own: Path, holder: Holder, worker: int, num_workers: int) -> None:

@@ -45,7 +45,6 @@ BernoulliSampler = Literal["ancestral", "ddim", "mode"]
 _OFFSET = 0.008
 _MAX_BETA = 0.999
 _MAX_FLOOR = 0.05
-_TINY = 1e-6
 
 
 class BernoulliStep(NamedTuple):

@@ -124,8 +124,8 @@ class RefinerLossRecipe(Strict):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not (self.bound or self.focal):
-            raise ValueError("one of bound and focal must be above 0")
+        if not (self.bound or self.focal or self.dice):
+            raise ValueError("one of bound, focal and dice must be above 0")
         return self
 
 
