@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
+from file_digests import digests
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.lock import LOCK, folder_lock
@@ -37,14 +37,6 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def volumes(source):
     return VolumeGenerator(Anatomies([str(source / "labels")], BRAIN9), ("t1", "flair"), LAYOUT)
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
