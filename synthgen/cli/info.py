@@ -75,13 +75,11 @@ def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _models(workspace: Workspace) -> list[dict[str, Any]]:
-    from synthgen.starter import starter_folder
+    from synthgen.starter import FOLDER, starter_names
 
     folders = {p.parent.name: p.parent for p in (workspace.root / "models").glob(f"*/{INDEX}")}
-    shipped = {
-        f"{STARTER}{kind}": starter_folder(kind) for kind in ("labels", "images", "angiograms")
-    }
-    found = sorted(folders.items()) + [(name, path) for name, path in shipped.items() if path]
+    shipped = [(f"{STARTER}{name}", FOLDER / name) for name in starter_names()]
+    found = sorted(folders.items()) + shipped
     return [_model(name, folder) for name, folder in found]
 
 

@@ -122,6 +122,7 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         (f"Draws axial partial-volume maps of {details.shape[0]} x {details.shape[1]} pixels with "
         f"{details.schema.channels} tissues: {', '.join(details.schema.names)}."),
         "Method: latent diffusion after Fernandez et al. 2022, arXiv:2209.08256.",
+        *_distilled(training),
         "",
         "## Conditions",
         *(seen or ["- no lesions"]),
@@ -139,6 +140,7 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         "## Training",
         *_losses("autoencoder", training),
         *_losses("diffusion", training),
+        *_losses("distillation", training),
         "",
         "## Limits",
         ("Synthetic is not a synonym of private: a diffusion model can memorise training anatomy. "
@@ -146,6 +148,20 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _distilled(training: Mapping[str, Any]) -> Sequence[str]:
+    teacher = training.get("teacher")
+    if not isinstance(teacher, Mapping):
+        return []
+    return [
+        (
+            f"Distilled from the model {str(teacher['model'])[:16]}: it jumps to where "
+            f"{teacher['steps']} steps of '{teacher['sampler']}' with guidance "
+            f"{teacher['guidance']:g} lead; other samplers, steps and guidance are refused. What "
+            "follows tells of both."
+        )
+    ]
 
 
 def _losses(stage: str, training: Mapping[str, Any]) -> Sequence[str]:

@@ -52,12 +52,18 @@ class DiffusionLabelGenerator:
         self._steps = config.num_inference_steps if steps is None else steps
         self._guidance = config.guidance if guidance is None else guidance
         self._dtype = dtype
-        build_sampler(self._sampler, pipeline.scheduler)  # raises early if it does not fit
+        fitting = build_sampler(self._sampler, pipeline.scheduler)
         most = pipeline.scheduler.config.num_train_timesteps
         if not 1 <= self._steps <= most:
             raise RequestError(f"sampling steps must lie in 1 .. {most}, got {self._steps}")
+        fitting.set_timesteps(self._steps)  # raises early if a distilled model has others
         if not 0 < self._guidance < float("inf"):
             raise RequestError(f"guidance must be above 0 and finite, got {self._guidance:g}")
+        if self._sampler == "distilled" and self._guidance != 1:
+            raise RequestError(
+                "this model was distilled with its guidance folded in: leave the guidance out, "
+                f"got {self._guidance:g}"
+            )
 
     @classmethod
     def load(
@@ -96,6 +102,16 @@ class DiffusionLabelGenerator:
     def pipeline(self) -> LabelDiffusionPipeline:
         """The networks and their default sampling."""
         return self._pipeline
+
+    @property
+    def pipeline(self) -> LabelDiffusionPipeline:
+        """The networks and their default sampling."""
+        return self._pipeline
+
+    @property
+    def details(self) -> ModelDetails:
+        """What the model folder holds beside the networks."""
+        return self._details
 
     @property
     def unet(self) -> UNet2DModel:

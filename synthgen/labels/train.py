@@ -280,7 +280,7 @@ def train_labels(
             f"recipe '{recipe.name}': labels.diffusion.condition.csf needs a tissue '{CSF}', which "
             f"schema '{recipe.label_schema.name}' lacks"
         )
-    run_dir = run_dir or _run_dir(out)
+    run_dir = run_dir or default_run_dir(out)
     start = time.monotonic()
     share = None if max_minutes is None else AUTOENCODER_SHARE * max_minutes
     with TrainingStore.open(store, recipe.label_schema) as opened:
@@ -310,15 +310,16 @@ def export(plan: TrainPlan, recipe: Recipe, trained: TrainedDiffusion, out: Path
         "recipe": recipe.model_dump(mode="json", by_alias=True, include={"name", "labels"}),
         "store": store.fingerprint,
         "num_slices": int(store.slice_indices("train").size),
-        "autoencoder": _report(plan, "autoencoder", pipeline.vae),
-        "diffusion": _report(plan, "diffusion", pipeline.unet),
+        "autoencoder": report(plan.run_dir / "autoencoder", pipeline.vae),
+        "diffusion": report(plan.run_dir / "diffusion", pipeline.unet),
     }
     write_model(pipeline, out, details, training=training)
     logger.info("%s: model written", out)
 
 
-def _report(plan: TrainPlan, stage: str, model: torch.nn.Module) -> dict[str, Any]:
-    rows = read_losses(plan.run_dir / stage / "losses.jsonl")
+def report(run_dir: Path, model: torch.nn.Module) -> dict[str, Any]:
+    """Return what the card tells of one training: steps, parameters, its last losses."""
+    rows = read_losses(run_dir / "losses.jsonl")
     last = rows[-REPORT_WINDOW:]
     keys = [k for k in last[-1] if k not in ("step", "s")] if last else []
     return {
@@ -328,7 +329,7 @@ def _report(plan: TrainPlan, stage: str, model: torch.nn.Module) -> dict[str, An
     }
 
 
-def _run_dir(out: Path) -> Path:
+def default_run_dir(out: Path) -> Path:
     """Return `work/runs/labels` for `work/models/labels`."""
     return out.absolute().parent.parent / "runs" / out.name
 

@@ -19,6 +19,7 @@ from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
 from synthgen.recipe.angiograms import AngiogramRecipe
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
+from synthgen.recipe.distil import DistilRecipe
 from synthgen.recipe.hidiff import HidiffRecipe
 from synthgen.recipe.images import ImageRecipe
 from synthgen.recipe.imgx import ImgxRecipe
@@ -29,10 +30,18 @@ from synthgen.recipe.yaml12 import MAX_BYTES, parse, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "HidiffRecipe", "ImageRecipe", "ImgxRecipe"]
-__all__ += ["LabelRecipe", "Recipe", "dump", "find_recipe", "list_recipes", "load_recipe"]
+__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "DistilRecipe", "HidiffRecipe", "ImageRecipe"]
+__all__ += [
+    "ImgxRecipe",
+    "LabelRecipe",
+    "Recipe",
+    "dump",
+    "find_recipe",
+    "list_recipes",
+    "load_recipe",
+]
 
-_LATER = ("angiograms", "imgx", "hidiff")
+_LATER = ("angiograms", "imgx", "hidiff", "distil")
 """Sections that came later: where absent, they change no fingerprint."""
 
 
@@ -69,6 +78,7 @@ class Recipe(Strict):
         name: names the runs and the models.
         label_schema: `schema` in the document: `brain9`, `vessel`, or a list of tissues.
         labels: settings of `synthgen train labels`.
+        distil: settings of `synthgen train distil`.
         images: settings of `synthgen train images`.
         angiograms: settings of `synthgen train angiograms`.
         imgx: settings of `synthgen train imgx`.
@@ -81,6 +91,7 @@ class Recipe(Strict):
         LabelSchema, PlainValidator(_read_schema), PlainSerializer(_write_schema)
     ] = Field(alias="schema")
     labels: LabelRecipe | None = None
+    distil: DistilRecipe | None = None
     images: ImageRecipe | None = None
     angiograms: AngiogramRecipe | None = None
     imgx: ImgxRecipe | None = None
