@@ -25,12 +25,31 @@ Net = TypeVar("Net", bound=nn.Module)
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def worker() -> tuple[int, int]:
-    """Return `(rank, world size)` as a launcher sets them; `(0, 1)` when started alone.
+def worker(asked: str | None = None) -> tuple[int, int]:
+    """Return which worker this is, from 0, and how many there are.
+
+    Args:
+        asked: `K/N`, worker K of 1 .. N; None for what a launcher set (RANK and WORLD_SIZE), or
+            `(0, 1)` when started alone.
 
     Raises:
-        RequestError: the launcher's RANK and WORLD_SIZE are no integers or disagree.
+        RequestError: no such worker, or the launcher's RANK and WORLD_SIZE are no integers or
+            disagree, or both say who this is.
     """
+    if asked is not None:
+        number, slash, count = asked.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()) or not (
+            1 <= int(number) <= int(count)
+        ):
+            raise RequestError(
+                f"--worker: expected K/N with K from 1 to N, such as 3/16, got '{asked}'"
+            )
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise RequestError(
+                f"--worker {asked}: a launcher has started these processes and set WORLD_SIZE="
+                f"{os.environ['WORLD_SIZE']}; leave --worker out, or the launcher"
+            )
+        return int(number) - 1, int(count)
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise RequestError(
@@ -85,6 +104,8 @@ def build_accelerator(
         AcceleratorState._reset_state(reset_partial_state=False)
     project = ProjectConfiguration(str(run_dir)) if run_dir else None
     return Accelerator(
+        # Without it, accelerate lets each CPU worker of a launcher train alone.
+        cpu=worker()[1] > 1 and not torch.cuda.is_available(),
         mixed_precision=mixed,
         gradient_accumulation_steps=accumulation,
         log_with=list(trackers) or None,

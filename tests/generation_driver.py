@@ -8,6 +8,7 @@ can afford to kill it many times. Reads one JSON request a line, answers with on
     {"do": "together", "runs": [{"argv": ..., "env": ...}, ...]} -> {"codes": [...]}
 
 "kill" waits for the first file in DIR, then `delay_s`, then sends SIGKILL, or `signal` if given.
+"together" kills its run number `kill`, if given, when there is a file in the folder `watch`.
 """
 
 import json
@@ -89,6 +90,11 @@ def serve():
                 answer = kill(request["argv"], request["watch"], request["delay_s"], number)
             case "together":
                 children = [start(run["argv"], run["env"]) for run in request["runs"]]
+                if "kill" in request:
+                    folder = Path(request["watch"])
+                    while not (folder.is_dir() and any(folder.iterdir())):
+                        time.sleep(0.0005)
+                    os.kill(children[request["kill"]], signal.SIGKILL)
                 answer = {"codes": [wait(child) for child in children]}
         answer["seconds"] = time.perf_counter() - started
         print(json.dumps(answer), file=answers, flush=True)

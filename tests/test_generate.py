@@ -1,7 +1,6 @@
 """The generation engine: determinism, resume, extension, workers, repair, replay, bad requests."""
 
 import errno
-import hashlib
 import json
 import os
 import tracemalloc
@@ -10,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from file_digests import digests
 from tiny_generators import SHAPE, TinyImages, TinyLabels
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -34,15 +34,6 @@ from synthgen.labels import ConditionRange
 
 RANGES = ConditionRange({"wmh": (0.01, 0.05)}, (0.3, 0.7))
 SETTINGS = GenerationSettings(batch_size=2, shard_size=4, threads=1)
-
-
-def digests(folder):
-    """Return the SHA-256 of every file of a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def make_labels(folder, n=10, settings=SETTINGS, generator=None, ranges=RANGES):
@@ -205,17 +196,6 @@ def test_any_number_of_workers_gives_the_same_bytes(labels, tmp_path, world):
         )
         assert outcome.n == 10
     assert digests(tmp_path / "shared") == digests(labels)
-
-
-def test_a_worker_leaves_the_temporary_files_of_others(labels):
-    shard_path(labels, 1).unlink()
-    theirs = labels / "shards" / ".00001.h5.4242.tmp"
-    theirs.write_bytes(b"being written")
-    make_labels(labels, settings=replace(SETTINGS, worker=0, num_workers=2))
-    assert theirs.exists()
-    make_labels(labels, settings=replace(SETTINGS, worker=1, num_workers=2))
-    assert not theirs.exists()
-    assert verify(labels) == []
 
 
 # damage

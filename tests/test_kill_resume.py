@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_digests import digests
 from tiny_models import write_image_model, write_label_model
 
 from synthgen.data.shards import Shards, verify
@@ -80,15 +81,6 @@ def commands(models, driver, tmp_path_factory):
     }
 
 
-def digests(folder):
-    """Return the SHA-256 of every file, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_random_moments_and_resumed(command, driver, commands, tmp_path):
@@ -142,26 +134,53 @@ def test_killed_again_and_again_in_one_folder(driver, commands, tmp_path):
     assert digests(out) == digests(tmp_path / "quiet")
 
 
+def workers(argv, out, count, *, launched):
+    """Return the runs of so many workers, those of a launcher or of a job array."""
+    runs = []
+    for k in range(count):
+        env = {"RANK": str(k), "WORLD_SIZE": str(count)} if launched else {}
+        which = [] if launched else ["--worker", f"{k + 1}/{count}"]
+        argument = [str(word) for word in (*argv, "--out", out, *which)]
+        runs.append({"argv": argument, "env": {"OMP_NUM_THREADS": "1", **env}})
+    return runs
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_one_and_three_workers_make_the_same_bytes(command, driver, commands, tmp_path):
-    argv = [str(word) for word in commands[command]]
-    driver.run(*argv, "--out", tmp_path / "one")
-    answer = driver.ask(
-        do="together",
-        runs=[
-            {
-                "argv": [*argv, "--out", str(tmp_path / "three")],
-                "env": {"RANK": str(rank), "WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"},
-            }
-            for rank in range(3)
-        ],
-    )
-    assert answer["codes"] == [0, 0, 0]
-    assert digests(tmp_path / "three") == digests(tmp_path / "one")
+def test_several_workers_make_the_bytes_of_one(command, driver, commands, tmp_path):
+    driver.run(*commands[command], "--out", tmp_path / "one")
+    for count, launched in ((3, True), (2, False), (3, False)):
+        out = tmp_path / f"{count}-{launched}"
+        runs = workers(commands[command], out, count, launched=launched)
+        assert driver.ask(do="together", runs=runs)["codes"] == [0] * count
+        assert digests(out) == digests(tmp_path / "one")
     assert len(Shards(tmp_path / "one")) == (2 * N if command == "images" else N)
 
 
-def test_interrupt_exits_with_130_and_leaves_whole_shards(driver, commands, tmp_path):
+@pytest.mark.parametrize("command", ["labels", "angiograms"])
+def test_others_make_what_a_killed_worker_leaves(command, driver, commands, tmp_path):
+    argv = [*commands[command], "--n", 3 * N]
+    driver.run(*argv, "--out", tmp_path / "one")
+    out = tmp_path / "shared"
+    runs = workers(argv, out, 3, launched=False)
+    answer = driver.ask(do="together", runs=runs, kill=1, watch=str(out / "shards"))
+    assert answer["codes"] == [0, -signal.SIGKILL, 0]
+    assert digests(out) == digests(tmp_path / "one")
+
+
+def test_a_worker_makes_what_one_left_that_was_killed_before_it_came(driver, commands, tmp_path):
+    driver.run(*commands["labels"], "--out", tmp_path / "one")
+    out = tmp_path / "shared"
+    first, second = workers(commands["labels"], out, 2, launched=False)
+    answer = driver.ask(do="kill", argv=first["argv"], watch=str(out / "shards"), delay_s=0.0)
+    assert answer["code"] == -signal.SIGKILL
+    driver.run(*second["argv"])
+    assert digests(out) == digests(tmp_path / "one")
+    driver.run(*first["argv"])
+    assert digests(out) == digests(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_whole_shards_alone(number, code, driver, commands, tmp_path):
     argv = [str(word) for word in commands["labels"]]
     driver.run(*argv, "--out", tmp_path / "quiet")
     # Started with more samples than it could make before the signal comes.
@@ -171,11 +190,13 @@ def test_interrupt_exits_with_130_and_leaves_whole_shards(driver, commands, tmp_
         argv=[*argv, "--n", "100000", "--out", str(out)],
         watch=str(out / "shards"),
         delay_s=0.0,
-        signal=signal.SIGINT,
+        signal=number,
     )
-    assert answer["code"] == 130
+    assert answer["code"] == code
     assert answer["left"]
     assert all(len(name) == len("00000.h5") for name in answer["left"])
+    # Neither a temporary file nor a lock is left.
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "shards"]
     driver.run(*argv, "--n", 4 * len(answer["left"]), "--out", out)
     assert verify(out) == []
     expected = digests(tmp_path / "quiet")
@@ -188,7 +209,7 @@ def test_interrupt_exits_with_130_and_leaves_whole_shards(driver, commands, tmp_
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"],
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "--"],
         ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"],
     ],
     ids=["torchrun", "accelerate"],
@@ -203,6 +224,6 @@ def test_launchers_start_workers_on_a_cpu(launcher, driver, commands, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "[worker 0 of 2]" in done.stdout
-    assert "[worker 1 of 2]" in done.stdout
+    count = 3 if "--standalone" in launcher else 2
+    assert all(f"[worker {k + 1} of {count}]" in done.stdout for k in range(count))
     assert digests(tmp_path / "two") == digests(tmp_path / "one")

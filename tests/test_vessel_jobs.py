@@ -1,12 +1,12 @@
 """Datasets of vessel trees and angiograms: determinism, resume, gate, verify, replay, preview."""
 
-import hashlib
 import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from file_digests import digests
 from tiny_vessels import SHAPE, Negative, Threshold, Tubes
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -35,15 +35,6 @@ from synthgen.generate.vessel_job import EXTRAS, MOST_NODES, labelled_nodes
 from synthgen.labels.vessels import VesselGenerator
 
 SETTINGS = GenerationSettings(batch_size=2, shard_size=4, threads=1)
-
-
-def digests(folder):
-    """Return the SHA-256 of every file of a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def vessels(folder, n=10, extras=EXTRAS, settings=SETTINGS):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
+from file_digests import digests
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.lock import LOCK, folder_lock
 from synthgen.core.schema import BRAIN9
 from synthgen.data.anatomies import Anatomies
 from synthgen.data.real_volumes import RealVolumes, VolumeLayout
@@ -35,14 +36,6 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def volumes(source):
     return VolumeGenerator(Anatomies([str(source / "labels")], BRAIN9), ("t1", "flair"), LAYOUT)
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +98,7 @@ def test_killed_runs_are_continued_to_the_same_bytes(quiet, volumes, tmp_path, m
         monkeypatch.setattr(Tree, "put", dying)
         with pytest.raises(KeyboardInterrupt):
             VolumeSet(volumes, 5, folder).write()
+        assert not list(folder.glob(f"{LOCK}*"))
     monkeypatch.undo()
     outcome = VolumeSet(volumes, 5, folder).write()
     assert 0 < outcome.generated < 5
@@ -113,15 +107,22 @@ def test_killed_runs_are_continued_to_the_same_bytes(quiet, volumes, tmp_path, m
 
 def test_workers_share_a_folder(quiet, volumes, tmp_path):
     folder = tmp_path / "set"
-    parts = [VolumeSet(volumes, 5, folder, worker=w, num_workers=3) for w in (2, 0, 1)]
-    outcomes = []
-    for part in parts:
-        outcomes.append(part.write())
-        neighbour = folder / "imagesTr" / ".v00001_t1_0000.nii.gz.9.tmp"
-        if len(outcomes) < 3:
-            neighbour.write_bytes(b"being written")
-    assert [o.generated for o in outcomes] == [1, 2, 2]
-    assert [o.complete for o in outcomes] == [False, False, True]
+    third, first, second = (
+        VolumeSet(volumes, 5, folder, worker=w, num_workers=3) for w in (2, 0, 1)
+    )
+    with folder_lock(folder, "volumes, 5 in all", worker=1, num_workers=3) as lock:
+        held = lock.claim("v00004")
+        (folder / f"{LOCK}.v00001").touch()  # that of one who was killed
+        outcome = third.write()
+        assert (outcome.generated, outcome.kept, outcome.complete) == (4, 0, False)
+        half = folder / "imagesTr" / ".v00004_t1_0000.nii.gz.9.tmp"
+        half.write_bytes(b"being written")
+        outcome = first.write()
+        assert (outcome.generated, outcome.kept, outcome.complete) == (0, 2, False)
+        assert half.exists()
+        held.release()
+    outcome = second.write()
+    assert (outcome.generated, outcome.kept, outcome.complete) == (1, 1, True)
     assert digests(folder) == digests(quiet)
 
 
@@ -219,8 +220,8 @@ def test_worker_of_a_launcher(synthgen, source, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, out, _ = synthgen("volumes", source / "labels", "--style", "t1", "--n", 3, *COARSE)
     assert code == 0
-    assert "made 1 of 3 volumes" in out
-    assert "other workers have volumes to make" in out
+    # No other worker came.
+    assert "made 3 of 3 volumes" in out
     assert (tmp_path / "work/volumes/labelsTr/v00001_t1.nii.gz").is_file()
 
 

@@ -1,8 +1,7 @@
-"""A toy `TrainStep` with two optimisers, and a script that runs it until it is killed."""
+"""A toy `TrainStep` with two optimisers; `toy_script.py` runs it in processes of its own."""
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from synthgen.core.rng import SampleKey, Stream
-from synthgen.runtime import build_accelerator
-from synthgen.training.loop import LoopSettings, run
+from synthgen.training.loop import LoopSettings
 
 
 def toy_settings(steps):
@@ -62,7 +60,8 @@ class ToyStep:
         draws = [SampleKey(1, step * 8 + i).torch(Stream.TRAIN) for i in range(8)]
         rows = torch.stack([torch.randn(3, generator=draw) for draw in draws])
         for part in range(parts):
-            x = rows[part * self.batch_size : (part + 1) * self.batch_size]
+            number = part * accelerator.num_processes + accelerator.process_index
+            x = rows[number * self.batch_size : (number + 1) * self.batch_size]
             with accelerator.accumulate(*self.models.values()):
                 out = self.models["generator"](self.dropout(x))
                 losses["generator"] = (out - x[:, :2]).square().mean()
@@ -98,11 +97,3 @@ class Announcing(ToyStep):
         sys.stdout.write(f"step {step}\n")
         sys.stdout.flush()
         return losses
-
-
-if __name__ == "__main__":
-    one = build_accelerator("fp32")
-    run(
-        Announcing(one, pause_s=0.05), toy_settings(int(sys.argv[2])), Path(sys.argv[1]), one,
-        resume=True,
-    )  # fmt: skip

@@ -23,6 +23,7 @@ from synthgen.benchmark.job import CASES, DONE, FAILED, LOG, PLAN, Job, tree_of,
 from synthgen.benchmark.spec import SPEC, Spec
 from synthgen.benchmark.worker import PLANNING
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.lock import folder_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,8 @@ def prepare_benchmark(
         progress: called with (cases, cases in all).
 
     Raises:
-        RequestError: `out` holds another benchmark, or the budget needs a GPU.
+        RequestError: `out` holds another benchmark, or another process writes there, or the
+            budget needs a GPU.
         StoreError: too little disk, damaged data, or nnU-Net cannot plan.
     """
     if (out / SPEC).is_file():
@@ -95,11 +97,11 @@ def prepare_benchmark(
     _require_device(spec)
     made = recordings(spec, sources)
     _require_disk(out, sum(len(r.cases) for r in made.values()), _unfinished(spec, out))
-    out.mkdir(parents=True, exist_ok=True)
-    spec.write(out)
-    write_stores(out, made, progress)
-    if spec.trainer == "nnunet" and _unfinished(spec, out):
-        _plan(out)
+    with folder_lock(out, "benchmark"):
+        spec.write(out)
+        write_stores(out, made, progress)
+        if spec.trainer == "nnunet" and _unfinished(spec, out):
+            _plan(out)
 
 
 def train_benchmark(spec: Spec, out: Path, progress: Progress | None = None) -> Outcome:
@@ -111,15 +113,17 @@ def train_benchmark(spec: Spec, out: Path, progress: Progress | None = None) -> 
         progress: called with (optimiser steps, steps in all).
 
     Raises:
+        RequestError: another process writes there.
         StoreError: every training failed.
     """
     started = time.monotonic()
     todo = _unfinished(spec, out)
     kept = tuple(job.name for job in _jobs(spec, out) if job not in todo)
     totals = _Totals(progress, spec.budget.steps * len(todo))
-    for job in todo:
-        _train(job, totals)
-    write_json(out / FAILED, totals.failed)
+    with folder_lock(out, "benchmark"):
+        for job in todo:
+            _train(job, totals)
+        write_json(out / FAILED, totals.failed)
     if not totals.trained and not kept:
         name, reason = next(iter(totals.failed.items()))
         raise StoreError(f"{out}: every training failed; {name}: {reason}")

@@ -1,7 +1,7 @@
 """The command line. Command modules import nothing heavy until their command runs.
 
-Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 4 a gate failed, 130 interrupted (run it
-again to resume).
+Exit codes: 0 done, 1 bug, 2 bad request, 3 bad data, 4 a gate failed, 130 interrupted by Ctrl-C,
+143 by SIGTERM (run it again to resume).
 """
 
 import logging
@@ -13,6 +13,7 @@ import typer
 
 from synthgen import __version__
 from synthgen.core.errors import SynthgenError
+from synthgen.core.interrupt import Interrupted, interrupt, on_signals
 
 _COMMANDS = (
     "demo",
@@ -37,8 +38,6 @@ _COMMANDS = (
 )
 """One module of this package each, in the order of `--help`: a `command` function, or an `app`
 where the command has subcommands."""
-
-_INTERRUPTED = 130
 
 
 def _show_version(value: bool) -> None:
@@ -81,16 +80,15 @@ def main() -> None:
     """Run the command line; what goes wrong becomes one line on stderr and an exit code."""
     _log_to_stderr()
     try:
-        build_app()()
+        with on_signals(interrupt):
+            build_app()()
     except SynthgenError as error:
         print(f"synthgen: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # typer turns Ctrl-C into exit code 130 itself, without a word.
-        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:
-            raise
-        print("synthgen: interrupted; the same command continues where it was", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+    except Interrupted as stop:
+        note = stop.note or "the same command continues where it was"
+        print(f"synthgen: interrupted; {note}", file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def _log_to_stderr() -> None:

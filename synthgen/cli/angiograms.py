@@ -24,6 +24,7 @@ from synthgen.cli.generation import (
     SeedOption,
     ShardSizeOption,
     ThreadsOption,
+    WorkerOption,
     WorkspaceOption,
 )
 from synthgen.cli.vessels import DEFAULT_SIZE, Preset, require_size, vessel_generator
@@ -113,6 +114,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     precision: PrecisionOption = Precision.FP32,
     threads: ThreadsOption = THREADS,
     repair: RepairOption = False,
+    this_worker: WorkerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
@@ -127,7 +129,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.generate import GenerationSettings
     from synthgen.runtime import worker
 
-    rank, world = worker()
+    rank, world = worker(this_worker)
     settings = GenerationSettings(
         seed, batch_size, shard_size, threads, repair, worker=rank, num_workers=world
     )

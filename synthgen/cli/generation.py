@@ -50,6 +50,15 @@ PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the n
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads of each worker; part of what decides the bytes.")
 ]
+WorkerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--worker",
+        metavar="K/N",
+        help="This is worker K of 1 .. N that share the folder, as in a job array; the bytes are "
+        "those of one.",
+    ),
+]
 RepairOption = Annotated[
     bool, typer.Option("--repair", help="Make shards again whose checksum is wrong.")
 ]
@@ -241,7 +250,7 @@ def complete(
     settings = job.settings
     name = job.kind
     if settings.num_workers > 1:
-        name += f" [worker {settings.worker} of {settings.num_workers}]"
+        name += f" [worker {settings.worker + 1} of {settings.num_workers}]"
     with progress_on_stderr(name) as progress:
         outcome = run(job, n, out, notes=notes, progress=progress)
     if as_json:
@@ -252,7 +261,12 @@ def complete(
 
 def _outcome_text(outcome: Outcome, name: str) -> str:
     made = outcome.generated
-    text = f"{name}: {outcome.folder} holds {outcome.n} samples in all"
+    text = f"{name}: {outcome.folder} holds "
+    if outcome.elsewhere:
+        there = outcome.n - outcome.elsewhere
+        text += f"{there} of {outcome.n} samples, {outcome.elsewhere} are in other workers' hands"
+    else:
+        text += f"{outcome.n} samples in all"
     if outcome.kept:
         text += f", {outcome.kept} were there"
     if outcome.repaired:
@@ -260,9 +274,11 @@ def _outcome_text(outcome: Outcome, name: str) -> str:
     if not made:
         return f"{text}; nothing to do"
     share = outcome.blocked_s / outcome.seconds
+    others = f" ({outcome.taken_over} for other workers)" if outcome.taken_over else ""
     return (
-        f"{text}; made {made} in {duration(outcome.seconds)} ({made / outcome.seconds:.3g}/s), "
-        f"{size(outcome.bytes)}, waited for the disk {share:.1%} of the time"
+        f"{text}; made {made}{others} in {duration(outcome.seconds)} "
+        f"({made / outcome.seconds:.3g}/s), {size(outcome.bytes)}, "
+        f"waited for the disk {share:.1%} of the time"
     )
 
 

@@ -22,6 +22,7 @@ from synthgen.cli.generation import (
     SeedOption,
     ShardSizeOption,
     ThreadsOption,
+    WorkerOption,
     WorkspaceOption,
 )
 from synthgen.core.errors import RequestError
@@ -74,6 +75,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     precision: PrecisionOption = Precision.FP32,
     threads: ThreadsOption = THREADS,
     repair: RepairOption = False,
+    this_worker: WorkerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
@@ -89,7 +91,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.generate import GenerationSettings, ImageJob
     from synthgen.runtime import worker
 
-    rank, world = worker()
+    rank, world = worker(this_worker)
     settings = GenerationSettings(
         seed, batch_size, shard_size, threads, repair, worker=rank, num_workers=world
     )

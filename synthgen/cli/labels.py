@@ -1,15 +1,15 @@
 """`synthgen labels`: draw soft label maps from a trained label generator.
 
-Several workers share one dataset when a launcher starts them; each owns whole shards, and the
-bytes are those of a single worker:
+Several workers share one dataset; each makes whole shards, and the bytes are those of a single
+worker. A launcher starts them on one machine, `--worker K/N` tells each of a job array who it is:
 
     torchrun --nproc-per-node 4 -m -- synthgen labels --n 20000
     accelerate-launch --multi_gpu --num_processes 4 -m synthgen labels --n 20000
+    synthgen labels --n 20000 --worker $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
 
-Both also start CPU workers (`--multi_gpu` only chooses the launcher). torchrun needs the `--`:
-it takes `--n` for a short form of its own options. `accelerate launch --cpu --num_processes 4`
-starts one worker only, and says nothing: accelerate leaves CPU processes to MPI. On several
-machines, or in a job array, set RANK and WORLD_SIZE for each worker yourself.
+Launchers also start CPU workers (`--multi_gpu` only chooses the launcher). torchrun needs the
+`--`: it takes `--n` for a short form of its own options. `accelerate launch --cpu --num_processes
+4` starts one worker only, and says nothing: accelerate leaves CPU processes to MPI.
 """
 
 import json
@@ -31,6 +31,7 @@ from synthgen.cli.generation import (
     SeedOption,
     ShardSizeOption,
     ThreadsOption,
+    WorkerOption,
     WorkspaceOption,
     parse_lesions,
     parse_range,
@@ -108,6 +109,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     precision: PrecisionOption = Precision.FP32,
     threads: ThreadsOption = THREADS,
     repair: RepairOption = False,
+    this_worker: WorkerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
@@ -124,7 +126,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.generate import Acceptance, GenerationSettings, LabelJob
     from synthgen.runtime import worker
 
-    number, world = worker()
+    number, world = worker(this_worker)
     settings = GenerationSettings(
         seed, batch_size, shard_size, threads, repair, worker=number, num_workers=world
     )

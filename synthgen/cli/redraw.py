@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthgen.cli.generation import DeviceOption, JsonOption, RepairOption
+from synthgen.cli.generation import DeviceOption, JsonOption, RepairOption, WorkerOption
 from synthgen.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def command(
     ] = None,
     device: DeviceOption = "auto",
     repair: RepairOption = False,
+    this_worker: WorkerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the label maps of flagged samples anew, in a new dataset; the others keep their bytes.
@@ -62,7 +63,7 @@ def command(
     flagged = found.flagged
     if audited is not source:
         flagged = flagged_labels(audited, source, flagged)
-    rank, world = worker()
+    rank, world = worker(this_worker)
     place = noted_model(source, model, Workspace().root)
     job = label_job(source, place, pick_device(device))
     settings = replace(job.settings, repair=repair, worker=rank, num_workers=world)

@@ -18,6 +18,7 @@ from synthgen.cli.generation import (
     RepairOption,
     SeedOption,
     ShardSizeOption,
+    WorkerOption,
     WorkspaceOption,
     by_comma,
 )
@@ -68,6 +69,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     shard_size: ShardSizeOption = 64,
     batch_size: BatchSizeOption = 8,
     repair: RepairOption = False,
+    this_worker: WorkerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
@@ -82,7 +84,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.generate import GenerationSettings, VesselJob
     from synthgen.runtime import worker
 
-    rank, world = worker()
+    rank, world = worker(this_worker)
     settings = GenerationSettings(
         seed, batch_size, shard_size, THREADS, repair, worker=rank, num_workers=world
     )

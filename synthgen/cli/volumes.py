@@ -14,6 +14,7 @@ from synthgen.cli.generation import (
     DryRunOption,
     JsonOption,
     SeedOption,
+    WorkerOption,
     WorkspaceOption,
     by_comma,
 )
@@ -80,6 +81,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
             "WORKSPACE/volumes."
         ),
     ] = None,
+    this_worker: WorkerOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path("work"),
@@ -93,7 +95,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     from synthgen.generate import VolumeSet
     from synthgen.runtime import worker
 
-    rank, world = worker()
+    rank, world = worker(this_worker)
     anatomies = Anatomies(source, BRAIN9, exclude=by_comma(exclude))
     layout = VolumeLayout(by_comma(tissues), spacing_mm, crop)
     held = [anatomies.find(name) for name in by_comma(val)]
@@ -158,7 +160,7 @@ def _text(outcome: "VolumeOutcome", *, dry_run: bool) -> str:
         )
     if not outcome.generated and outcome.complete:
         return f"{where} holds all {outcome.n} volumes; nothing to do"
-    rest = "" if outcome.complete else "; other workers have volumes to make"
+    rest = "" if outcome.complete else "; the rest is in other workers' hands"
     return (
         f"{where}: made {outcome.generated} of {outcome.n} volumes in "
         f"{duration(outcome.seconds)}, {outcome.kept} were there, {size(outcome.bytes)}{rest}"

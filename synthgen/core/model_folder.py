@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import SchemaError, StoreError
+from synthgen.core.lock import file_lock
 from synthgen.core.manifest import digest, file_digest, provenance
 from synthgen.core.schema import LabelSchema
 
@@ -69,8 +70,20 @@ def write_model_folder(
         record: further content of `synthgen.json`, JSON-able.
 
     Raises:
+        RequestError: another process writes this model.
         StoreError: it cannot be written; an older folder stays.
     """
+    with file_lock(folder, f"{kind} model"):
+        _write(folder, save, {**record, "format": FORMAT, "kind": kind}, schema, card)
+
+
+def _write(
+    folder: Path,
+    save: Callable[[Path], None],
+    body: Mapping[str, Any],
+    schema: LabelSchema,
+    card: str,
+) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -84,8 +97,8 @@ def write_model_folder(
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        body = {**record, "format": FORMAT, "kind": kind, "files": files}
-        text = json.dumps(body | {"provenance": provenance()}, indent=1, sort_keys=True)
+        whole = {**body, "files": files, "provenance": provenance()}
+        text = json.dumps(whole, indent=1, sort_keys=True)
         (temporary / RECORD).write_text(text + "\n")
         (temporary / CARD).write_text(card)
         if folder.exists():

@@ -131,9 +131,19 @@ class ShardWriter:
                 self._futures.popleft().result()
 
     def put(
-        self, path: Path, arrays: Mapping[str, npt.NDArray[Any]], attrs: Mapping[str, str | int]
+        self,
+        path: Path,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        attrs: Mapping[str, str | int],
+        written: Callable[[], None] | None = None,
     ) -> None:
         """Hand over a shard; waits while too many are pending. The arrays must not change later.
+
+        Args:
+            path: its file.
+            arrays: see `write_shard`.
+            attrs: see `write_shard`.
+            written: called when it is written, or could not be.
 
         Raises:
             StoreError: an earlier shard could not be written.
@@ -142,7 +152,10 @@ class ShardWriter:
         while self._futures and (self._futures[0].done() or len(self._futures) > self._limit):
             self._futures.popleft().result()
         self.blocked_s += time.perf_counter() - started
-        self._futures.append(self._pool.submit(self._write, path, arrays, attrs))
+        future = self._pool.submit(self._write, path, arrays, attrs)
+        self._futures.append(future)
+        if written is not None:
+            future.add_done_callback(lambda _: written())
 
     def _write(
         self, path: Path, arrays: Mapping[str, npt.NDArray[Any]], attrs: Mapping[str, str | int]

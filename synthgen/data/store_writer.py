@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import LeakageError, RequestError, SchemaError, StoreError
+from synthgen.core.lock import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +86,10 @@ class StoreWriter:
 
     Use as a context manager: leaving it without `commit` deletes the unfinished file, and an
     older store at `path` stays as it was.
+
+    Raises:
+        RequestError: another process writes this store.
+        StoreError: the folder cannot be written.
     """
 
     def __init__(
@@ -105,10 +111,12 @@ class StoreWriter:
         }  # fmt: skip
         self._hash = hashlib.sha256()
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._lock = ExitStack()
+        self._lock.enter_context(file_lock(path, "training store"))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._sink = _SteadyFile(self._temporary)
         except OSError as error:
+            self._lock.close()
             raise self._error(error) from error
         self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         self._create("pv", (schema.channels, *self.shape), np.dtype(np.uint8))
@@ -298,6 +306,7 @@ class StoreWriter:
             self._file.close()
         self._sink.close()
         self._temporary.unlink(missing_ok=True)
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.lock import folder_lock
 from synthgen.data.rows import Source, open_source
 from synthgen.export.hf import HfWriter
 from synthgen.export.nifti import NiftiWriter
@@ -60,24 +61,25 @@ def export(
 
     Raises:
         RequestError: unknown format, an option that does not fit, an `out` that holds
-            something else.
+            something else, or into which another process writes.
         StoreError: damaged samples, all of them blank, or a disk that is full.
         SchemaError: label maps that break their schema.
     """
     started = time.perf_counter()
     writer, tree = _prepared(source, to, out, options)
-    tree.claim()
-    with TreeWriter(tree) as background:
-        for number, unit in enumerate(writer.units, start=1):
-            if not (tree.folder / unit.last).is_file():
-                background.put(list(writer.files(unit)))
-            if progress is not None:
-                progress(number, len(writer.units))
-    closing = writer.closing(tree.folder)
-    if not closing.count:
-        raise StoreError(f"{source.name}: every sample is blank; nothing to export")
-    renewed = sum(tree.renew(name, data) for name, data in closing.files.items())
-    tree.seal()
+    with folder_lock(tree.folder, f"export to {to}"):
+        tree.claim()
+        with TreeWriter(tree) as background:
+            for number, unit in enumerate(writer.units, start=1):
+                if not (tree.folder / unit.last).is_file():
+                    background.put(list(writer.files(unit)))
+                if progress is not None:
+                    progress(number, len(writer.units))
+        closing = writer.closing(tree.folder)
+        if not closing.count:
+            raise StoreError(f"{source.name}: every sample is blank; nothing to export")
+        renewed = sum(tree.renew(name, data) for name, data in closing.files.items())
+        tree.seal()
     files, size = tree.size()
     blank = writer.expected - closing.count
     return Outcome(

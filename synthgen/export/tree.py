@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.lock import LOCK
 from synthgen.core.manifest import canonical_json, write_atomic
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Tree:
             raise RequestError(f"{self.folder} is a file; choose another --out")
         # Another process may be about to claim it: its marker is still under another name.
         if not self.folder.is_dir() or all(
-            path.name.startswith(f".{MARKER}.") for path in self.folder.iterdir()
+            path.name.startswith((f".{MARKER}.", LOCK)) for path in self.folder.iterdir()
         ):
             return
         marker = self.folder / MARKER

@@ -1,15 +1,14 @@
 """The generation engine: plan x job -> shards, resumable, extensible, on any number of workers.
 
 Sample *i* is a function of (model, seed, *i*): it draws from its own key and always runs in the
-same full batch. A worker owns whole shards, dealt round robin, and never talks to the others; so
-worker count, neighbours, kill and resume change no byte. That holds on one kind of machine with
+same full batch. Workers make whole shards and never talk to each other (see `sharing`); so worker
+count, neighbours, kill and resume change no byte. That holds on one kind of machine with
 one version of torch: another CPU or GPU may differ in the last bits, and what is stored already
 is kept, never computed again.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,21 +18,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.errors import StoreError
+from synthgen.core.interrupt import Interrupted
+from synthgen.core.lock import folder_lock
 from synthgen.core.manifest import MANIFEST, Manifest, provenance
-from synthgen.data.shard_file import BLOCK, check_shard, encode_shard, read_shard
-from synthgen.data.shards import Arrays, ShardWriter, dataset_digest, shard_path, shard_rows
+from synthgen.data.shard_file import BLOCK, encode_shard, read_shard
+from synthgen.data.shards import Arrays, ShardWriter, dataset_digest, shard_path
+from synthgen.generate.sharing import Work, look, require_same, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from synthgen.core.lock import FolderLock
     from synthgen.core.plan import ShardPlan
     from synthgen.generate.jobs import Job
 
 _PRECISE_S = 2.0
 """A batch faster than this is timed again, without the costs of the first one."""
-_SHARD_NAME = re.compile(r"^\.?(\d{5,})\.h5")
 
 Progress = Callable[[int, int], None]
 
@@ -46,7 +48,9 @@ class Outcome:
         folder: the dataset folder.
         n: samples in the whole dataset.
         generated: samples that this worker computed.
-        kept: samples that this worker owns and found complete.
+        kept: samples that this worker owns and did not have to compute.
+        taken_over: samples of other workers among those that it computed.
+        elsewhere: samples that were still in other workers' hands at the end.
         repaired: damaged shards that were made again.
         seconds: wall time, without loading the model.
         writing_s: seconds the writer thread was busy, overlapped with computing.
@@ -58,6 +62,8 @@ class Outcome:
     n: int
     generated: int
     kept: int
+    taken_over: int
+    elsewhere: int
     repaired: int
     seconds: float
     writing_s: float
@@ -84,14 +90,6 @@ class Forecast:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What stands in a folder: rows of each intact shard, and the damaged ones."""
-
-    rows: Mapping[int, int]
-    damaged: Mapping[int, str]
-
-
 def run(
     job: Job,
     n: int,
@@ -110,43 +108,60 @@ def run(
         progress: called with (samples done, samples to do) of this worker.
 
     Raises:
-        RequestError: n is below 1 or below what is there, or the folder holds another dataset;
-            nothing is touched.
+        RequestError: n is below 1 or below what is there, or the folder holds another dataset,
+            or another process writes there; nothing is touched.
         StoreError: a damaged shard (`repair` makes it again), or the disk is full; finished
             shards stay, and the same call completes the dataset.
+        Interrupted: SIGINT or SIGTERM came, where `on_signals` listens; as after a full disk.
     """
-    started = time.perf_counter()
     settings = job.settings
     plan = settings.plan(n)
-    mine = plan.shards_of(settings.worker, settings.num_workers)
-    survey = _survey(job, plan, folder, mine)
-    todo = [shard for shard in mine if survey.rows.get(shard, 0) < len(plan.rows(shard))]
-    _open_folder(job, n, folder, notes or {})
-    owned = sum(len(plan.rows(shard)) for shard in mine)
-    kept = sum(min(survey.rows.get(shard, 0), len(plan.rows(shard))) for shard in mine)
+    with folder_lock(
+        folder,
+        f"{job.kind}, {n} samples",
+        worker=settings.worker,
+        num_workers=settings.num_workers,
+    ) as lock:
+        work = Work(job, plan, folder, lock)
+        _open_folder(job, n, lock, notes or {})
+        try:
+            return _complete(job, work, progress)
+        except Interrupted as stop:
+            stop.note = (
+                f"{folder} holds {work.samples_there()} of {n} samples; the same command "
+                "continues there"
+            )
+            raise
+
+
+def _complete(job: Job, work: Work, progress: Progress | None) -> Outcome:
+    """Compute and write every shard that this worker can claim."""
+    started = time.perf_counter()
     done = 0
     attrs = _attrs(job)
-    with intra_op_threads(settings.threads), ShardWriter() as writer:
-        for shard in todo:
-            parts = []
-            if survey.rows.get(shard):
-                parts.append(read_shard(shard_path(folder, shard)))
-            for part in _batches(job, plan, shard, survey.rows.get(shard, 0)):
-                parts.append(part)
-                done += len(part["index"])
-                if progress is not None:
-                    progress(done, owned - kept)
-            arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-            writer.put(shard_path(folder, shard), arrays, attrs | {"shard": shard})
-    # Only now: while workers start, another one's manifest may be on its way through such a file.
-    for leftover in folder.glob(f".{MANIFEST}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+    with intra_op_threads(job.settings.threads), ShardWriter() as writer:
+        for shard, have, claim in work.claimed():
+            path = shard_path(work.folder, shard)
+            try:
+                parts = [read_shard(path)] if have else []
+                for part in _batches(job, work.plan, shard, have):
+                    parts.append(part)
+                    done += len(part["index"])
+                    if progress is not None:
+                        progress(done, work.to_do)
+                arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+                writer.put(path, arrays, attrs | {"shard": shard}, claim.release)
+            except BaseException:
+                claim.release()
+                raise
     return Outcome(
-        folder=folder,
-        n=n,
+        folder=work.folder,
+        n=work.plan.n,
         generated=done,
-        kept=kept,
-        repaired=len(survey.damaged),
+        kept=work.kept,
+        taken_over=work.taken_over,
+        elsewhere=work.elsewhere,
+        repaired=len(work.survey.damaged),
         seconds=time.perf_counter() - started,
         writing_s=writer.busy_s,
         blocked_s=writer.blocked_s,
@@ -162,7 +177,7 @@ def forecast(job: Job, n: int, folder: Path) -> Forecast:
         StoreError: as `run` would.
     """
     plan = job.settings.plan(n)
-    survey = _survey(job, plan, folder, range(plan.num_shards))
+    survey = look(job, plan, folder, range(plan.num_shards))
     todo = [s for s in range(plan.num_shards) if survey.rows.get(s, 0) < len(plan.rows(s))]
     kept = sum(survey.rows.values())
     if not todo:
@@ -224,63 +239,23 @@ def _attrs(job: Job) -> dict[str, str | int]:
     }
 
 
-def _survey(job: Job, plan: ShardPlan, folder: Path, shards: range) -> _Survey:
-    """Look at a folder without touching it, and refuse what must not be continued."""
-    present = _present(folder)
-    if (folder / MANIFEST).exists():
-        asked = Manifest(job.kind, job.identity, plan.n, job.schema.to_json())
-        Manifest.read(folder).require_same_identity(asked, folder)
-    elif present:
-        raise StoreError(
-            f"{folder}: has shards but no {MANIFEST}, so what they hold is unknown; "
-            "restore it or choose another --out"
-        )
-    damaged: dict[int, str] = {}
-    rows: dict[int, int] = {}
-    last = max(present, default=-1)
-    dataset = dataset_digest(job.kind, job.identity)
-    for shard in sorted({last} | set(present).intersection(shards)) if present else ():
-        try:
-            check_shard(shard_path(folder, shard))
-        except StoreError as error:
-            damaged[shard] = str(error)
-            continue
-        rows[shard] = shard_rows(folder, shard, dataset, job.schema)
-    there = last * plan.shard_size + rows.get(last, 1)
-    if present and there > plan.n:
-        raise RequestError(
-            f"{folder} already holds {there} samples and --n is the total; "
-            f"ask for at least {there}, got {plan.n}"
-        )
-    mine = set(shards)
-    damaged = {shard: text for shard, text in damaged.items() if shard in mine}
-    if damaged and not job.settings.repair:
-        more = f" (and {len(damaged) - 1} more damaged shards)" if len(damaged) > 1 else ""
-        raise StoreError(f"{next(iter(damaged.values()))}{more}")
-    return _Survey({shard: count for shard, count in rows.items() if shard in mine}, damaged)
-
-
-def _present(folder: Path) -> list[int]:
-    names = [_SHARD_NAME.match(path.name) for path in (folder / "shards").glob("*.h5")]
-    return sorted(int(name[1]) for name in names if name and not name.string.startswith("."))
-
-
-def _open_folder(job: Job, n: int, folder: Path, notes: Mapping[str, str]) -> None:
+def _open_folder(job: Job, n: int, lock: FolderLock, notes: Mapping[str, str]) -> None:
     """Write the manifest, unless it says this already, and clear what a killed run left."""
+    folder = lock.folder
     try:
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        (folder / "shards").mkdir(exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: cannot be created ({error.strerror or error})") from error
-    if (folder / MANIFEST).exists():
-        old = Manifest.read(folder)
-        subjects, origin = old.subjects, old.provenance
-    else:
-        old, subjects, origin = None, list(job.subjects), {**provenance(), **notes}
-    if old is None or old.n != n:
-        manifest = Manifest(job.kind, job.identity, n, job.schema.to_json(), subjects, origin)
-        manifest.write(folder)
-    settings = job.settings
-    for leftover in (folder / "shards").glob(".*.tmp"):
-        name = _SHARD_NAME.match(leftover.name)
-        if name and int(name[1]) % settings.num_workers == settings.worker:
-            leftover.unlink(missing_ok=True)
+    with lock.alone(MANIFEST):
+        subjects, origin, there = list(job.subjects), {**provenance(), **notes}, 0
+        if (folder / MANIFEST).exists():
+            old = Manifest.read(folder)
+            require_same(old, job, folder)
+            subjects, origin, there = list(old.subjects), dict(old.provenance), old.n
+        if there != n:
+            manifest = Manifest(job.kind, job.identity, n, job.schema.to_json(), subjects, origin)
+            manifest.write(folder)
+        if lock.enforced:
+            sweep(folder, f".{MANIFEST}.*.tmp")
+    if job.settings.num_workers == 1:
+        sweep(folder / "shards", ".*.tmp")

@@ -2,20 +2,23 @@
 
 Format: nnU-Net v2 (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z). Volumes are dealt to
 workers by number; each is a function of its number alone, so that worker count, kill and resume
-change no byte. A volume's note in `.cases` is written after its files: what has a note is whole.
-The worker that finds every note there writes the tables.
+change no byte. A worker makes its own volumes, then those of others that nobody is making. A
+volume's note in `.cases` is written after its files: what has a note is whole. The worker that
+finds every note there writes the tables.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.lock import folder_lock
 from synthgen.core.manifest import provenance
 from synthgen.core.plan import ShardPlan
 from synthgen.export.cases import ALONE
@@ -25,9 +28,10 @@ from synthgen.export.tree import Tree, json_bytes
 from synthgen.generate.engine import intra_op_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
     from pathlib import Path
 
+    from synthgen.core.lock import FolderLock
     from synthgen.data.real_volumes import VolumeLayout, VolumeSample
 
 _NOTES = ".cases"
@@ -83,7 +87,7 @@ class VolumeOutcome:
         folder: the dataset folder.
         n: volumes in the whole dataset.
         generated: volumes that this worker made, or would make.
-        kept: volumes of this worker that were there.
+        kept: volumes of this worker that it did not have to make.
         files: files that it wrote.
         bytes: their size.
         seconds: how long it took.
@@ -135,35 +139,61 @@ class VolumeSet:
             progress: called with (volumes done, volumes to do) of this worker.
 
         Raises:
-            RequestError: the folder holds something else, or more than n volumes.
+            RequestError: the folder holds something else, or more than n volumes, or another
+                process writes there.
             StoreError: an unreadable source, or the disk is full; what is done stays.
             GeometryError: a source on different grids.
             SchemaError: a source's labels that do not fit.
         """
         started = time.perf_counter()
-        tree, todo = self._surveyed()
-        tree.claim(self._is_mine)
-        if todo:
-            tree.reopen()
-        files = size = 0
-        with intra_op_threads(_THREADS):
-            for done, index in enumerate(todo, start=1):
-                for name, data in self._files(index):
-                    tree.put(name, data)
-                    files, size = files + 1, size + len(data)
-                if progress is not None:
-                    progress(done, len(todo))
-        complete = not self._missing(range(self.n))
-        if complete:
-            for name, data in self._tables().items():
-                if tree.renew(name, data):
-                    files, size = files + 1, size + len(data)
-            tree.seal()
+        what = f"volumes, {self.n} in all"
+        with folder_lock(
+            self.folder, what, worker=self.worker, num_workers=self.num_workers
+        ) as lock:
+            tree, todo = self._surveyed()
+            alone = self.num_workers == 1
+            tree.claim(lambda _name: alone)
+            if todo:
+                tree.reopen()
+            made, taken, files, size = set[int](), 0, 0, 0
+            with intra_op_threads(_THREADS), closing(self._claimed(lock, todo)) as claimed:
+                for index in claimed:
+                    made.add(index)
+                    taken += index not in todo
+                    for name, data in self._files(index):
+                        tree.put(name, data)
+                        files, size = files + 1, size + len(data)
+                    if progress is not None:
+                        progress(len(made), len(todo) + taken)
+            with lock.alone("tables"):
+                complete = not self._missing(range(self.n))
+                for name, data in self._tables().items() if complete else ():
+                    if tree.renew(name, data):
+                        files, size = files + 1, size + len(data)
+                if complete:
+                    tree.seal()
         seconds = time.perf_counter() - started
-        kept = len(self._mine()) - len(todo)
+        kept = len(set(self._mine()) - made)
         return VolumeOutcome(
-            str(self.folder), self.n, len(todo), kept, files, size, seconds, complete
+            str(self.folder), self.n, len(made), kept, files, size, seconds, complete
         )
+
+    def _claimed(self, lock: FolderLock, todo: Sequence[int]) -> Generator[int]:
+        """Yield volumes to make, held while they are made: of this worker, then of others."""
+        others = [i for i in reversed(range(self.n)) if i not in self._mine()]
+        for index in [*todo, *(others if lock.enforced else ())]:
+            name = self.volumes.name(index)
+            claim = lock.claim(name) if self._missing([index]) else None
+            if claim is None:
+                continue
+            try:
+                if self._missing([index]):  # the one who held it may have just made it
+                    if lock.enforced:
+                        for leftover in self.folder.rglob(f".{name}[._]*.tmp"):
+                            leftover.unlink(missing_ok=True)
+                    yield index
+            finally:
+                claim.release()
 
     def forecast(self) -> VolumeOutcome:
         """Return what `write` would do, measured on one volume; writes nothing.
@@ -200,13 +230,6 @@ class VolumeSet:
     def _mine(self) -> range:
         return ShardPlan(self.n, 1, 1).shards_of(self.worker, self.num_workers)
 
-    def _is_mine(self, name: str) -> bool:
-        """Tell whether this worker writes the file of a name."""
-        if self.num_workers == 1:
-            return True
-        own = (self.volumes.name(index) for index in self._mine())
-        return name.startswith(tuple(f"{one}{end}" for one in own for end in "._"))
-
     def _surveyed(self) -> tuple[Tree, list[int]]:
         """Look at the folder without touching it; return what this worker has to make."""
         volumes, layout = self.volumes, self.volumes.layout
@@ -231,7 +254,7 @@ class VolumeSet:
             )
         return tree, self._missing(self._mine())
 
-    def _missing(self, indices: range) -> list[int]:
+    def _missing(self, indices: Sequence[int]) -> list[int]:
         notes = self.folder / _NOTES
         return [i for i in indices if not (notes / f"{self.volumes.name(i)}.json").is_file()]
 

@@ -36,12 +36,12 @@ from synthgen.labels.latents import (
 )
 from synthgen.labels.train_autoencoder import AutoencoderStep
 from synthgen.labels.train_diffusion import DiffusionStep
-from synthgen.runtime import build_accelerator, place, tensor_files
+from synthgen.runtime import build_accelerator, place, tensor_files, worker
 from synthgen.training.log import read_losses
 from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -111,6 +111,14 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
         steps = run(step, settings, run_dir, accelerator, plan.resume)
     step.ema["vae"].copy_to(vae.parameters())
     vae = vae.eval().requires_grad_(False).cpu()
+    if accelerator.is_main_process:
+        _keep(vae, result, {"identity": identity, "steps": steps})
+    accelerator.wait_for_everyone()
+    return vae
+
+
+def _keep(vae: ModelMixin, result: Path, done: Mapping[str, Any]) -> None:
+    """Write the weights of a finished training, then the file that says so."""
     try:
         with tensor_files():
             vae.save_pretrained(result)
@@ -118,9 +126,7 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
         raise StoreError(
             f"{result}: could not be written ({error}); free space, then run again with --resume"
         ) from error
-    done = {"identity": identity, "steps": steps}
     write_atomic(result / "done.json", json.dumps(done).encode())
-    return vae
 
 
 def _restore(vae: ModelMixin, result: Path, identity: str) -> bool:
@@ -191,7 +197,8 @@ def latent_cache(plan: TrainPlan, vae: ModelMixin, accelerator: Accelerator) -> 
         batches = label_batches(plan, train)
         copies = recipe.latent_copies
         cache = encode_slices(vae, batches, indices, copies, train.seed, accelerator)
-        save_cache(path, cache, identity)
+        if accelerator.is_main_process:
+            save_cache(path, cache, identity)
     return cache
 
 
@@ -268,7 +275,8 @@ def train_labels(
             spent = (time.monotonic() - start) / 60
             plan = replace(plan, max_minutes=max(0.0, max_minutes - spent))
         trained = train_diffusion(plan, vae)
-        export(plan, recipe, trained, out)
+        if worker()[0] == 0:
+            export(plan, recipe, trained, out)
 
 
 def export(plan: TrainPlan, recipe: Recipe, trained: TrainedDiffusion, out: Path) -> None:

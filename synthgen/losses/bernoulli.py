@@ -32,6 +32,9 @@ class Chain(Protocol):
     def target(self, y_t: Tensor, y0: Tensor) -> Tensor:
         """Return what the network predicts."""
 
+    def complete(self, output: Tensor, f: Tensor) -> Tensor:
+        """Return the logits of what the network predicts."""
+
     def calibrate(self, logits: Tensor, y_t: Tensor) -> Tensor:
         """Return the predicted probabilities of y0."""
 
@@ -47,19 +50,20 @@ class BernoulliTerms(NamedTuple):
 
 
 def bernoulli_terms(
-    chain: Chain, logits: Tensor, y_t: Tensor, y0: Tensor, f: Tensor, t: Tensor, *, gamma: float
+    chain: Chain, output: Tensor, y_t: Tensor, y0: Tensor, f: Tensor, t: Tensor, *, gamma: float
 ) -> BernoulliTerms:
     """Return the terms of the loss of one prediction.
 
     Args:
         chain: the scheduler.
-        logits: `(B, K, *S)`, the network's prediction at y_t.
+        output: `(B, K, *S)` of the network at y_t.
         y_t: `(B, K, *S)`, noisy masks of 0 and 1.
         y0: `(B, K, *S)`, true masks of 0 and 1.
         f: `(B, K, *S)`, the segmenter's masks in [0, 1].
         t: `(B,)`, steps of y_t; at 0 the bound is -log2 of the likelihood of y0.
         gamma: exponent of the focal loss (2 in the paper).
     """
+    logits = chain.complete(output, f)
     predicted = chain.calibrate(logits, y_t)
     first = (t == 0).reshape(-1, *(1,) * (y0.ndim - 1))
     with torch.no_grad():

@@ -80,7 +80,8 @@ class RefinerRecipe(LevelsRecipe):
 class BernoulliRecipe(Strict):
     """The chain between masks and the segmentor's masks; see `synthgen.diffusion.bernoulli`.
 
-    `prediction` is what the refiner finds: the mask, or the pixels that flipped, as published.
+    `prediction` is what the refiner finds: the mask, a correction of the segmentor's, or the pixels
+    that flipped, as published.
     `prior_floor`: the segmentor's probabilities keep so far from 0 and 1, so that the chain can
     leave a mask that is sure and wrong.
     """
@@ -90,8 +91,8 @@ class BernoulliRecipe(Strict):
     schedule: Literal["cosine2", "cosine"]
     kernel: Literal["bernoulli", "categorical"]
     posterior: Literal["plugin", "mixture"]
-    prediction: Literal["mask", "flips"]
-    sampler: Literal["ancestral", "ddim"]
+    prediction: Literal["mask", "correction", "flips"]
+    sampler: Literal["ancestral", "ddim", "mode"]
     prior_floor: Annotated[float, Field(gt=0, le=0.05)]
 
     @model_validator(mode="after")
@@ -111,16 +112,20 @@ class BernoulliRecipe(Strict):
 
 
 class RefinerLossRecipe(Strict):
-    """Weights of the diffusion's bound (KL divergence, in bits) and of the focal loss of flips."""
+    """Weights of the diffusion's bound (KL divergence, in bits), of the focal loss, and of Dice.
+
+    The focal loss is that of what the network predicts, Dice that of the mask.
+    """
 
     bound: Weight
     focal: Weight
+    dice: Weight
     gamma: Weight
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        if not (self.bound or self.focal):
-            raise ValueError("one of bound and focal must be above 0")
+        if not (self.bound or self.focal or self.dice):
+            raise ValueError("one of bound, focal and dice must be above 0")
         return self
 
 
@@ -150,7 +155,8 @@ class CollaborationRecipe(Strict):
 class HidiffRecipe(SegmenterRecipe):
     """Everything `train hidiff` needs.
 
-    `pretrain` trains the segmentor alone, `train` both.
+    `pretrain` trains the segmentor alone, `train` both. `recycle` is the share of masks that drift,
+    in training, from the refiner's own first guess in place of the truth.
     """
 
     segmentor: SegmentorRecipe
@@ -159,6 +165,7 @@ class HidiffRecipe(SegmenterRecipe):
     segmentor_losses: SegmentationLossRecipe
     refiner_losses: RefinerLossRecipe
     corruption: CorruptionRecipe
+    recycle: Probability
     collaboration: CollaborationRecipe
     pretrain: SegmenterTrainRecipe
 

@@ -9,9 +9,10 @@ refiner learns which pixels flipped,
 (B) the segmentor, with its own loss and w_diffusion L_Diff of a new t, learns to give masks and
 feature maps that can be refined. Deliberate deviations: each network is frozen and in eval mode
 while the other learns, so that its norms keep their statistics (the published code only leaves
-its optimiser out); the refiner begins alone; w_diffusion grows from 0; f is spoiled in A; the prior
-is detached in the target of the bound (`synthgen.losses.bernoulli`); gradients of micro-batches
-are averaged, not summed.
+its optimiser out); the refiner begins alone; w_diffusion grows from 0; f is spoiled in A; a share
+of masks drifts from the refiner's own first guess in place of the truth, as those of inference do
+(recycling, as in ImgX, arXiv:2308.16355); Dice may join L_Diff; the prior is detached in the target
+of the bound (`synthgen.losses.bernoulli`); gradients of micro-batches are averaged, not summed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffusers.training_utils import EMAModel
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.bernoulli import seeded_uniform
 from synthgen.losses.bernoulli import bernoulli_terms
+from synthgen.losses.segmentation import dice_loss
 from synthgen.losses.vessels import ramp
 from synthgen.runtime import place
 from synthgen.segment.corruption import Corruption, corrupt
@@ -201,11 +203,46 @@ class HiDiffStep:
         t = torch.cat([torch.randint(len(scheduler), (1,), generator=g) for g in generators])
         t = t.to(images.device)
         noise = seeded_uniform(generators, truth.shape[1:], images.device)
-        noisy = scheduler.add_noise(truth, prior.detach(), t, noise)
-        logits = self.models["refiner"](images, noisy, prior, t, self._seen(maps))
+        start = self._start(images, truth, prior.detach(), maps, generators)
+        noisy = scheduler.add_noise(start, prior.detach(), t, noise)
+        output = self.models["refiner"](images, noisy, prior, t, self._seen(maps))
         gamma = self._recipe.refiner_losses.gamma
-        terms = bernoulli_terms(scheduler, logits, noisy, truth, prior, t, gamma=gamma)
-        return {name: term.mean() for name, term in terms._asdict().items()}
+        terms = bernoulli_terms(scheduler, output, noisy, truth, prior, t, gamma=gamma)
+        losses = {name: term.mean() for name, term in terms._asdict().items()}
+        if self._recipe.refiner_losses.dice:
+            found = scheduler.calibrate(scheduler.complete(output, prior), noisy)
+            tissues = slice(1 if self._form.exclusive else 0, None)
+            labels = self._form.labels(soft)
+            losses["dice"] = dice_loss(found[:, tissues], labels[:, tissues]).mean()
+        return losses
+
+    @torch.no_grad()
+    def _start(
+        self,
+        images: Tensor,
+        truth: Tensor,
+        prior: Tensor,
+        maps: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Return the masks that drift: the truth, or what the chain finds in its first step."""
+        share = self._recipe.recycle
+        if not share:
+            return truth
+        scheduler, refiner = self._networks.scheduler, self.models["refiner"]
+        chance = torch.cat([torch.rand(1, generator=g) for g in generators])
+
+        def noise() -> Tensor:
+            return seeded_uniform(generators, truth.shape[1:], images.device)
+
+        last = torch.full((len(images),), len(scheduler) - 1, device=images.device)
+        first, learning = scheduler.initial(prior, noise()), refiner.training
+        refiner.eval()
+        output = refiner(images, first, prior, last, self._seen(maps))
+        refiner.train(learning)
+        found = scheduler.calibrate(scheduler.complete(output, prior), first)
+        own = (chance < share).to(images.device).reshape(-1, *(1,) * (truth.ndim - 1))
+        return torch.where(own, scheduler.settle(found, noise()), truth)
 
     def _seen(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the segmentor's maps that the refiner sees."""
@@ -213,7 +250,10 @@ class HiDiffStep:
 
     def _diffusion_loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         weights = self._recipe.refiner_losses
-        return weights.bound * terms["bound"] + weights.focal * terms["focal"]
+        return sum(
+            (getattr(weights, name) * term for name, term in terms.items()),
+            start=torch.zeros_like(terms["bound"]),
+        )
 
     def _update(self, accelerator: Accelerator, name: str, loss: Tensor) -> None:
         optimizer, clip_norm = self.optimizers[name], self._recipe.train.clip_norm

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -19,6 +18,8 @@ import torch
 from torch import nn
 
 from synthgen.core.errors import RequestError
+from synthgen.core.interrupt import Interrupted, on_signals
+from synthgen.core.lock import folder_lock
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import Batch_co, prefetch
 from synthgen.training.checkpoint import CheckpointFolder
@@ -27,7 +28,6 @@ from synthgen.training.log import LossLog, Progress, tracked, write_sheet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-    from types import FrameType
 
     import numpy as np
     import numpy.typing as npt
@@ -155,10 +155,25 @@ def run(
         The number of finished iterations (less than `settings.steps` when time ran out).
 
     Raises:
-        RequestError: `run_dir` holds a run and `resume` is False, or a run of another identity.
+        RequestError: `run_dir` holds a run and `resume` is False, or a run of another identity,
+            or another process trains there.
         StoreError: a checkpoint is damaged or cannot be written.
-        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written first.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
+    # The main worker writes, for all of them.
+    alone = folder_lock(run_dir, "training") if accelerator.is_main_process else nullcontext()
+    with alone:
+        return _run(train_step, settings, run_dir, accelerator, resume=resume)
+
+
+def _run(
+    train_step: TrainStep,
+    settings: LoopSettings,
+    run_dir: Path,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+) -> int:
     checkpoints = CheckpointFolder(run_dir / "checkpoints", settings.keep)
     latest = checkpoints.latest()
     if latest is not None and not resume:
@@ -174,11 +189,11 @@ def run(
     main = accelerator.is_main_process
     log = LossLog(run_dir / "losses.jsonl", first, enabled=main)
     progress = Progress(run_dir.name, first, settings.steps, enabled=main)
-    clock = _Clock(settings.max_minutes)
+    stop = _Stop(settings.max_minutes)
     step, saved = first, first
     facts = {"run": str(run_dir), "identity": settings.identity, "seed": settings.seed}
-    with _graceful_signals() as stop, log, progress, tracked(accelerator, run_dir.name, facts):
-        while step < settings.steps and not stop.is_set() and not clock.is_over(accelerator):
+    with on_signals(stop.hear), log, progress, tracked(accelerator, run_dir.name, facts):
+        while step < settings.steps and not stop.is_due(accelerator):
             losses = _seeded_step(train_step, accelerator, settings.seed, step)
             step += 1
             log.add(step, losses)
@@ -197,8 +212,12 @@ def run(
             checkpoints.save(step, train_step, accelerator, settings.identity)
         if step > first and settings.sheet_every and step % settings.sheet_every:
             _write_sheet(train_step, run_dir, step, accelerator)
-    if stop.is_set():
-        raise KeyboardInterrupt(f"{run_dir.name}: interrupted at step {step}, checkpoint written")
+    if stop.signum is not None:
+        raise Interrupted(
+            stop.signum,
+            f"{run_dir} holds a checkpoint at step {step} of {settings.steps}; the same command "
+            "with --resume continues there",
+        )
     return step
 
 
@@ -223,40 +242,31 @@ def _write_sheet(train_step: TrainStep, run_dir: Path, step: int, accelerator: A
         write_sheet(run_dir / "sheets" / f"step_{step:07d}.png", sheet)
 
 
-class _Clock:
-    """The wall-clock budget; all workers follow the main one, so that none waits for another."""
+class _Stop:
+    """Why training ends early: a signal to any worker, or the main worker's wall-clock budget.
+
+    All workers stop at one step, so that none waits for another.
+
+    Attributes:
+        signum: the signal that came; None for none.
+    """
 
     def __init__(self, max_minutes: float | None) -> None:
+        self.signum: int | None = None
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
 
-    def is_over(self, accelerator: Accelerator) -> bool:
-        if self._deadline is None:
-            return False
-        over = time.monotonic() >= self._deadline
-        if accelerator.num_processes == 1:
-            return over
-        flag = torch.tensor(float(over and accelerator.is_main_process))
-        total = accelerator.reduce(flag.to(accelerator.device), "sum")
-        return bool(total.item() > 0)
-
-
-@contextmanager
-def _graceful_signals() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
+    def hear(self, signum: int) -> None:
+        """Remember a signal."""
         logger.warning("signal %d: finishing the step, then a checkpoint", signum)
-        stop.set()
+        self.signum = signum
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def is_due(self, accelerator: Accelerator) -> bool:
+        """Tell whether to stop before the next step."""
+        over = self._deadline is not None and time.monotonic() >= self._deadline
+        if accelerator.num_processes > 1:
+            own = [self.signum is not None, over and accelerator.is_main_process]
+            flags = torch.tensor(own, dtype=torch.float32, device=accelerator.device)
+            signalled, over = (accelerator.reduce(flags, "sum") > 0).tolist()
+            if signalled and self.signum is None:
+                self.signum = signal.SIGTERM
+        return over or self.signum is not None

@@ -1,6 +1,8 @@
 """The command line as a user meets it, in a fresh process."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -86,16 +88,18 @@ def test_main_maps_errors_to_exit_codes(code, monkeypatch, capsys):
     assert capsys.readouterr().err == "synthgen: what came\n"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(130)])
-def test_interrupt_exits_130(error, monkeypatch, capsys):
-    def fail():
-        raise error
-
-    monkeypatch.setattr(cli, "build_app", lambda: fail)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_its_exit_code(number, code, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    # A shell that starts the tests in the background makes them ignore SIGINT.
+    monkeypatch.setattr(signal, "SIG_IGN", None)
+    monkeypatch.setattr(cli, "build_app", lambda: lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert stop.value.code == code
+    line = "synthgen: interrupted; the same command continues where it was\n"
+    assert capsys.readouterr().err == line
+    assert signal.getsignal(number) is before
 
 
 def test_info_lists_recipes_as_json():

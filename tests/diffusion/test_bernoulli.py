@@ -163,6 +163,39 @@ def test_flips_and_masks_tell_the_same():
     assert torch.equal(flips.target(y_t, y0), (y_t != y0).float())
 
 
+@pytest.mark.parametrize("kernel", ["bernoulli", "categorical"])
+def test_no_correction_leaves_the_prior(kernel):
+    chain = scheduler(kernel=kernel, prediction="correction", prior_floor=0.02)
+    f = torch.softmax(6 * uniform((2, 3, 4, 4)), 1)
+    y_t = chain.initial(f, uniform(f.shape, 1))
+    found = chain.calibrate(chain.complete(torch.zeros_like(f), f), y_t)
+    torch.testing.assert_close(found, chain.soft_prior(f))
+    assert torch.equal(chain.target(y_t, f.round()), f.round())
+
+
+@pytest.mark.parametrize("kernel", ["bernoulli", "categorical"])
+def test_the_mode_draws_nothing(kernel):
+    chain = scheduler(kernel=kernel, sampler="mode")
+    drawn = scheduler(kernel=kernel)
+    chain.set_timesteps(3)
+    drawn.set_timesteps(3)
+    f = torch.softmax(6 * uniform((2, 3, 8, 8)), 1)
+    likeliest = one_hot(f.argmax(1), 3) if kernel == "categorical" else (f >= 0.5).float()
+    assert torch.equal(chain.initial(f, uniform(f.shape, 1)), likeliest)
+    logits, y_t = 4 * uniform(f.shape, 2) - 2, likeliest
+    first, again = (chain.step(logits, 9, y_t, f, uniform(f.shape, n)) for n in (3, 4))
+    assert torch.equal(first.prev_sample, again.prev_sample)
+    # The most frequent of many draws, where it is clear.
+    draws = torch.stack(
+        [drawn.step(logits, 9, y_t, f, uniform(f.shape, n)).prev_sample for n in range(5, 205)]
+    ).mean(0)
+    best = draws.max(1).values if kernel == "categorical" else torch.maximum(draws, 1 - draws)
+    clear = (best > 0.65).unsqueeze(1).expand_as(f) if kernel == "categorical" else best > 0.65
+    assert clear.float().mean() > 0.2
+    frequent = one_hot(draws.argmax(1), 3) if kernel == "categorical" else draws.round()
+    assert torch.equal(first.prev_sample[clear], frequent[clear])
+
+
 def test_flips_have_the_published_probability():
     chain, f, y0 = scheduler(), pixel(0.37), pixel(1)
     flip = 1 - chain.marginal(y0, f, at(6))
@@ -189,10 +222,16 @@ def test_two_classes_equal_one_coin(posterior):
     )
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "mode"])
 @pytest.mark.parametrize(
     ("kernel", "prediction"),
-    [("bernoulli", "flips"), ("bernoulli", "mask"), ("categorical", "mask")],
+    [
+        ("bernoulli", "flips"),
+        ("bernoulli", "mask"),
+        ("bernoulli", "correction"),
+        ("categorical", "mask"),
+        ("categorical", "correction"),
+    ],
 )
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_a_perfect_prediction_recovers_the_mask(kernel, prediction, sampler, steps):

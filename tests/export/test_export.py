@@ -1,7 +1,6 @@
 """What all formats share: same bytes, resume after a kill, refusals, blanks, damage."""
 
 import errno
-import hashlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from exporting import write_store
+from file_digests import digests
 from tiny_generators import TinyLabels
 
 from synthgen.core.errors import RequestError, StoreError
@@ -51,14 +51,6 @@ export(open_source(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), ExportOpt
 def no_waiting_for_the_disk(monkeypatch):
     """Leave files to the system: thousands of tiny ones are slow to sync."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_position_is_found_where_the_csf_rank_stands_too(tmp_path):

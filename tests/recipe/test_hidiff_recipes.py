@@ -57,7 +57,7 @@ def test_a_recipe_without_hidiff_keeps_its_fingerprint():
         ("schedule.num_inference_steps=11", "at most num_train_timesteps 10, got 11"),
         ("schedule.prior_floor=0.3", "hidiff.schedule.prior_floor"),
         ("schedule={kernel: categorical}", "missing key 'hidiff.schedule.num_train_timesteps'"),
-        ("refiner_losses={bound: 0, focal: 0, gamma: 2}", "one of bound and focal"),
+        ("refiner_losses={bound: 0, focal: 0, dice: 0, gamma: 2}", "one of bound, focal and dice"),
         ("collaboration.every=0", "hidiff.collaboration.every"),
     ],
 )

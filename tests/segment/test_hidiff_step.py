@@ -79,6 +79,40 @@ def test_the_refiner_is_taught_in_every_parameter(tmp_path):
     assert changed(step.models["refiner"], before) == set(before)
 
 
+@pytest.mark.parametrize(("share", "own"), [(0.0, [False] * 4), (1.0, [True] * 4)])
+def test_recycled_masks_drift_from_the_first_guess(tmp_path, share, own):
+    step, accelerator = step_of(tmp_path, recycle=share, schedule__sampler="mode")
+    for number in range(3):
+        step.step(accelerator, number)
+    images, soft = step._batches.batch(3)
+    truth = step._form.hard(soft)
+    logits, maps = step.models["segmentor"](images)
+    prior = step._form.prior(logits).detach()
+    generators = [torch.Generator().manual_seed(n) for n in range(len(images))]
+    start = step._start(images, truth, prior, maps, generators)
+    assert not start.requires_grad
+    assert step.models["refiner"].training
+    last = torch.full((len(images),), 9)
+    chain = step._networks.scheduler
+    first = chain.initial(prior, torch.zeros_like(prior))
+    with torch.no_grad():
+        output = step.models["refiner"](images, first, prior, last, step._seen(maps))
+    guess = (chain.calibrate(output, first) >= 0.5).float()
+    expected = guess if all(own[: len(images)]) else truth
+    assert torch.equal(start, expected)
+    assert not torch.equal(guess, truth)
+
+
+def test_dice_joins_the_loss_of_the_refiner(tmp_path):
+    step, accelerator = step_of(tmp_path, refiner_losses__dice=2.0)
+    losses = step.step(accelerator, 0)
+    assert set(losses) == {"bound", "focal", "dice"}
+    assert 0 < float(losses["dice"]) <= 1
+    total = step._diffusion_loss(losses)
+    expected = losses["bound"] + losses["focal"] + 2 * losses["dice"]
+    torch.testing.assert_close(total, expected)
+
+
 def test_the_diffusion_reaches_the_segmentor(tmp_path):
     """Through the mask and the maps that the refiner sees."""
     step, accelerator = step_of(tmp_path, collaboration__ramp=1)

@@ -16,14 +16,18 @@ from accelerate import tracking
 from accelerate.utils import LoggerType
 from matplotlib import image
 from recorder import Recorder
+from safetensors.torch import load_file
 from toy_training import ToyStep, toy_settings
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.interrupt import Interrupted
+from synthgen.core.lock import folder_lock
 from synthgen.runtime import build_accelerator
 from synthgen.training.log import read_losses
 from synthgen.training.loop import run
 
 STEPS = 12
+SCRIPT = Path(__file__).parent.parent / "toy_script.py"
 SETTINGS = toy_settings(STEPS)
 
 
@@ -39,7 +43,7 @@ def losses(run_dir):
     ]
 
 
-class Interrupted(ToyStep):
+class Stopping(ToyStep):
     """Fails like a crash at one step, or asks to stop like a scheduler does."""
 
     def __init__(self, accelerator, at, action):
@@ -87,19 +91,28 @@ def test_the_toy_learns(straight):
 def test_a_crashed_run_continues_with_the_same_losses(straight, tmp_path, at):
     accelerator = build_accelerator("fp32")
     with pytest.raises(RuntimeError, match="power failure"):
-        train(tmp_path, step=Interrupted(accelerator, at, crash))
+        train(tmp_path, step=Stopping(accelerator, at, crash))
     step, finished = train(tmp_path, resume=True)
     assert finished == STEPS
     assert_same_run(straight, tmp_path, step)
 
 
-def test_a_signal_writes_a_checkpoint_and_interrupts(straight, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_and_interrupts(number, code, straight, tmp_path):
     accelerator = build_accelerator("fp32")
-    step = Interrupted(accelerator, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt, match="interrupted at step 8"):
-        train(tmp_path, step=step)
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(number, signal.default_int_handler)  # not ignored, as in a background
+    try:
+        step = Stopping(accelerator, 7, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted) as stop:
+            train(tmp_path, step=step)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert stop.value.code == code
+    assert stop.value.note == (
+        f"{tmp_path} holds a checkpoint at step 8 of 12; the same command with --resume "
+        "continues there"
+    )
     assert (tmp_path / "checkpoints" / "step_0000008").is_dir()
     step, _ = train(tmp_path, resume=True)
     assert_same_run(straight, tmp_path, step)
@@ -123,6 +136,15 @@ def test_a_finished_run_stays_as_it_is(straight, tmp_path):
 def test_a_run_folder_is_never_overwritten_by_accident(straight):
     with pytest.raises(RequestError, match=rf"at step {STEPS}.*--resume"):
         train(straight[0])
+
+
+def test_two_trainings_cannot_share_a_run_folder(tmp_path):
+    with (
+        folder_lock(tmp_path, "training"),
+        pytest.raises(RequestError, match=r"writes there \(training\); wait until it ends"),
+    ):
+        train(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_of_another_recipe_is_not_resumed(straight):
@@ -248,7 +270,7 @@ def test_trackers_are_finished_when_training_fails(tmp_path):
     tracker = Recorder()
     accelerator = build_accelerator("fp32", 1, [tracker], tmp_path)
     with pytest.raises(RuntimeError, match="power failure"):
-        run(Interrupted(accelerator, 4, crash), SETTINGS, tmp_path / "run", accelerator)
+        run(Stopping(accelerator, 4, crash), SETTINGS, tmp_path / "run", accelerator)
     assert [row["step"] for row in tracker.rows] == [3]
     assert tracker.finished == 1
 
@@ -263,10 +285,9 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
 @pytest.mark.multiprocess
 def test_a_killed_process_resumes_with_the_same_losses(straight, tmp_path):
     """SIGKILL at several moments; checkpoints half written must never be read."""
-    script = Path(__file__).parent.parent / "toy_training.py"
     for delay in (0.0, 0.15, 0.3, 0.45):
         process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(script), str(tmp_path), str(STEPS)], stdout=subprocess.PIPE
+            [sys.executable, str(SCRIPT), str(tmp_path), str(STEPS)], stdout=subprocess.PIPE
         )
         process.stdout.readline()  # the first step is done
         time.sleep(delay)
@@ -276,6 +297,29 @@ def test_a_killed_process_resumes_with_the_same_losses(straight, tmp_path):
     step, finished = train(tmp_path, resume=True)
     assert finished == STEPS
     assert_same_run(straight, tmp_path, step)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_train_like_two_micro_batches_of_one(tmp_path):
+    """Through SIGTERM to the launcher, a resume, and DistributedDataParallel over gloo."""
+    step = ToyStep(build_accelerator("fp32", 2), dropout=0.0)
+    train(tmp_path / "one", step=step, accumulation=2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(SCRIPT), str(tmp_path / "two"), str(STEPS), "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    process.stdout.readline()  # the first step is done
+    process.terminate()
+    said = [line for line in process.communicate()[0].splitlines() if "143:" in line]
+    assert len(said) == 2
+    assert all("holds a checkpoint at step" in line for line in said)
+    (stopped,) = (tmp_path / "two" / "checkpoints").iterdir()
+    assert 0 < int(stopped.name.removeprefix("step_")) < STEPS
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    last = "checkpoints/step_0000012/model.generator.safetensors"
+    one, two = (load_file(tmp_path / name / last) for name in ("one", "two"))
+    torch.testing.assert_close(two, one)
+    assert [row["step"] for row in losses(tmp_path / "two")] == list(range(1, STEPS + 1))
 
 
 def test_a_log_cut_by_a_crash_is_readable(tmp_path):
