@@ -104,11 +104,6 @@ class DiffusionLabelGenerator:
         return self._pipeline
 
     @property
-    def pipeline(self) -> LabelDiffusionPipeline:
-        """The networks and their default sampling."""
-        return self._pipeline
-
-    @property
     def details(self) -> ModelDetails:
         """What the model folder holds beside the networks."""
         return self._details
