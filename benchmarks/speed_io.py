@@ -27,8 +27,9 @@ from timing import alternate, cell, gain, spread, write_result
 from synthgen.core.manifest import write_atomic
 from synthgen.data.rows import open_source
 from synthgen.data.shard_file import encode_shard, write_shard
-from synthgen.data.shards import Shards, verify
+from synthgen.data.shards import Shards
 from synthgen.data.store import TrainingStore
+from synthgen.data.verify import verify
 from synthgen.export import ExportOptions, export
 
 if TYPE_CHECKING:

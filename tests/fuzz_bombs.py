@@ -32,8 +32,9 @@ from synthgen.data.label_tables import read_table
 from synthgen.data.nifti import read_image, read_labels
 from synthgen.data.nnunet_raw import open_nnunet_raw
 from synthgen.data.picture_files import read_picture
-from synthgen.data.shards import Shards, verify
+from synthgen.data.shards import Shards
 from synthgen.data.store import TrainingStore
+from synthgen.data.verify import verify
 from synthgen.evaluate.cases import Frame
 from synthgen.evaluate.foreign import open_set
 from synthgen.generate.redraw import Quarantine

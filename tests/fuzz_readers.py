@@ -28,6 +28,7 @@ from tiny_models import write_image_model, write_label_model
 from toy_training import ToyStep
 
 from synthgen.core.errors import SynthgenError
+from synthgen.core.input_files import read_bytes
 from synthgen.core.manifest import Manifest, canonical_json, file_digest
 from synthgen.core.model_folder import RECORD
 from synthgen.core.schema import BRAIN9
@@ -36,11 +37,12 @@ from synthgen.data.label_tables import read_table
 from synthgen.data.nnunet_raw import open_nnunet_raw
 from synthgen.data.rows import open_source
 from synthgen.data.shard_file import BLOCK, FORMAT, write_shard
-from synthgen.data.shards import Shards, dataset_digest, shard_path, verify
+from synthgen.data.shards import Shards, dataset_digest, shard_path
 from synthgen.data.sources import discover
 from synthgen.data.store import StoreWriter, TrainingStore
 from synthgen.data.style_images import find_images, read_slices
 from synthgen.data.tissue import quantize_pv
+from synthgen.data.verify import verify
 from synthgen.data.vessel_images import read_vessel_images
 from synthgen.evaluate.cases import Frame
 from synthgen.evaluate.foreign import open_set
@@ -280,14 +282,16 @@ def mend_dataset(folder):
 
 
 def mend_manifest(folder):
-    """Let the shards belong to the dataset that the manifest describes."""
+    """Let the shards belong to the dataset that the manifest describes, which loses its seal."""
     try:
-        raw = json.loads((folder / "manifest.json").read_bytes())
+        raw = json.loads(read_bytes(folder / "manifest.json"))
+        raw.pop("sha256", None)
+        (folder / "manifest.json").write_text(json.dumps(raw))
         digest = dataset_digest(raw["kind"], raw["identity"])
         for path in (folder / "shards").glob("*.h5"):
             with h5py.File(path, "r+") as file:
                 file.attrs["identity"] = digest
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     mend_dataset(folder)
 
@@ -363,17 +367,33 @@ def make_darl(folder):
 
 
 def mend_model(folder):
-    """List the files' checksums as they are."""
+    """List the files' checksums as they are, without the seal of the list."""
     record = folder / "model" / RECORD
     try:
-        raw = json.loads(record.read_bytes())
+        raw = json.loads(read_bytes(record))
         for name in raw["files"]:
             path = record.parent / name
             if path.is_file() and not path.is_symlink():
                 raw["files"][name] = file_digest(path)
+        raw.pop("sha256", None)
         record.write_text(json.dumps(raw))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
+
+
+def mend_checkpoint(folder):
+    """List the files' checksums as they are, without the seal of the list."""
+    for state in folder.glob("run/**/state.json"):
+        try:
+            raw = json.loads(read_bytes(state))
+            raw.pop("sha256", None)
+            for name in raw["files"]:
+                path = state.parent / name
+                if path.is_file() and not path.is_symlink():
+                    raw["files"][name] = file_digest(path)
+            state.write_text(json.dumps(raw))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
 
 
 def make_checkpoint(folder):
@@ -421,7 +441,9 @@ READERS = {
         make_darl, lambda folder, _: AngiogramPipeline.load(folder / "model"), MODEL, mend_model,
         share=0.5,
     ),
-    "checkpoint": Reader(make_checkpoint, read_checkpoint, ("run/**/*",), share=0.7),
+    "checkpoint": Reader(
+        make_checkpoint, read_checkpoint, ("run/**/*",), mend_checkpoint, share=0.7
+    ),
     "list of flagged samples": Reader(
         make_lists, lambda folder, _: Quarantine.read(folder / "flagged.json"), share=0.5
     ),

@@ -16,7 +16,8 @@ from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.manifest import Manifest, sealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.data.shard_file import read_shard
-from synthgen.data.shards import Shards, shard_path, verify
+from synthgen.data.shards import Shards, shard_path
+from synthgen.data.verify import verify
 from synthgen.generate import (
     Acceptance,
     GenerationSettings,

@@ -16,7 +16,8 @@ from synthgen.core.schema import VESSEL
 from synthgen.data.preview import draw_preview
 from synthgen.data.shard_checks import PAST_THE_END, PICTURE_EXTRAS
 from synthgen.data.shard_file import open_shard, read_shard, write_shard
-from synthgen.data.shards import Shards, shard_path, verify
+from synthgen.data.shards import Shards, shard_path
+from synthgen.data.verify import verify
 from synthgen.data.vessel_panels import OUTLINE, vessel_panels
 from synthgen.evaluate.overview import overview
 from synthgen.generate import (

@@ -63,3 +63,18 @@ def on_signals(react: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def through_libraries() -> Iterator[None]:
+    """Pass on an `Interrupted` that compiled code turned into the cause of a `SystemError`.
+
+    Numba calls Python while it looks up types; what a signal raises there ends so.
+    """
+    try:
+        yield
+    except SystemError as error:
+        cause = error.__cause__
+        if isinstance(cause, Interrupted):
+            raise cause from None
+        raise

@@ -180,7 +180,7 @@ def opened_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image
         raise StoreError(f"{path}: not a picture; expected {' or '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise StoreError(f"{path}: far too large a picture; {_size_rule()}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError) as error:
         raise StoreError(f"{path}: damaged ({error}); get this file again") from error
 
 

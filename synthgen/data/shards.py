@@ -1,4 +1,4 @@
-"""Datasets of generated samples: a manifest and checksummed shards; writer, reader, checks.
+"""Datasets of generated samples: a manifest and checksummed shards; writer and reader.
 
 A label shard of n rows holds `pv (n, C, X, Y)` uint8 (value / 255), `index (n,)`, `attempt (n,)`,
 `condition (n, K)` (requested lesion fractions in schema order, the slice position, and the CSF
@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from synthgen.core.errors import RequestError, SchemaError, StoreError
+from synthgen.core.errors import SchemaError, StoreError
 from synthgen.core.input_files import unusable
 from synthgen.core.manifest import MANIFEST, Manifest, digest
 from synthgen.core.plan import ShardPlan
 from synthgen.core.schema import LabelSchema
-from synthgen.data.shard_checks import Arrays, expected_names, file_names, row_problems
+from synthgen.data.shard_checks import Arrays, file_names
 from synthgen.data.shard_file import check_shard, open_shard, write_shard
 
 if TYPE_CHECKING:
@@ -48,14 +48,13 @@ __all__ = [
     "dataset_digest",
     "shard_path",
     "shard_rows",
-    "verify",
 ]
 
 MAX_SHARDS = 1_000_000
 """Most shards of a dataset; each is a file that is looked for."""
 
 _OPEN_FILES = 8
-_REMEDY = "`synthgen verify` lists what is damaged; make or copy it again"
+DAMAGED = "`synthgen verify` lists what is damaged; make or copy it again"
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -225,7 +224,8 @@ class Shards:
     def __init__(self, folder: Path, schema: LabelSchema | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
-        self.schema = LabelSchema.from_json(self.manifest.schema)
+        with unusable(self.folder / MANIFEST, DAMAGED):
+            self.schema = LabelSchema.from_json(self.manifest.schema)
         if schema is not None:
             schema.require_same(self.schema, str(self.folder))
         identity, path = self.manifest.identity, self.folder / MANIFEST
@@ -262,7 +262,7 @@ class Shards:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
         index %= len(self)
-        with unusable(shard_path(self.folder, self.plan.shard_of(index)), _REMEDY):
+        with unusable(shard_path(self.folder, self.plan.shard_of(index)), DAMAGED):
             return self._row(index)
 
     def _row(self, index: int) -> ShardRow:
@@ -288,7 +288,7 @@ class Shards:
     @cached_property
     def condition_names(self) -> tuple[str, ...]:
         """What the columns of `condition` are."""
-        with unusable(shard_path(self.folder, 0), _REMEDY):
+        with unusable(shard_path(self.folder, 0), DAMAGED):
             return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
 
     def raw(self, indices: Sequence[int]) -> Arrays:
@@ -319,7 +319,7 @@ class Shards:
         """
         parts = []
         for shard in range(self.plan.num_shards):
-            with unusable(shard_path(self.folder, shard), _REMEDY):
+            with unusable(shard_path(self.folder, shard), DAMAGED):
                 parts.append(np.asarray(self._open(shard)[name]))
         return np.concatenate(parts)
 
@@ -332,7 +332,7 @@ class Shards:
         """
         path = shard_path(self.folder, shard)
         check_shard(path)
-        with unusable(path, _REMEDY), open_shard(path) as file:
+        with unusable(path, DAMAGED), open_shard(path) as file:
             _require_place(path, file.attrs, shard, self._digest, self.schema)
             return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
 
@@ -366,49 +366,3 @@ class Shards:
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
-
-
-def verify(
-    folder: Path,
-    schema: LabelSchema | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """Check every byte and every row of a dataset.
-
-    Args:
-        folder: dataset folder.
-        schema: the label schema that it must have, if any.
-        progress: called with (samples checked, samples) after each shard.
-
-    Returns:
-        One line for each problem; empty when all is well.
-    """
-    try:
-        shards = Shards(folder, schema)
-    except (StoreError, SchemaError) as error:
-        return [str(error)]
-    problems: list[str] = []
-    for shard in range(shards.plan.num_shards):
-        try:
-            problems.extend(_problems(shards, shard))
-        except (StoreError, SchemaError, RequestError) as error:
-            problems.append(str(error))
-        if progress is not None:
-            progress(shards.plan.rows(shard).stop, len(shards))
-    expected = {shard_path(folder, s).name for s in range(shards.plan.num_shards)}
-    problems.extend(
-        f"{path}: not part of this dataset of {len(shards)} samples; delete it"
-        for path in sorted((folder / "shards").glob("*"))
-        if path.name not in expected and not path.name.startswith(".")
-    )
-    return problems
-
-
-def _problems(shards: Shards, shard: int) -> list[str]:
-    path, arrays = shard_path(shards.folder, shard), shards.arrays(shard)
-    names = expected_names(shards.manifest.kind, shards.manifest.identity)
-    if sorted(arrays) != names:
-        return [f"{path}: expected arrays {', '.join(names)}, got {', '.join(sorted(arrays))}"]
-    rows = shards.plan.rows(shard)
-    with unusable(path, _REMEDY):
-        return list(row_problems(path, arrays, rows, shards.schema, len(shards.styles)))

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from synthgen.core.errors import RequestError, StoreError, SynthgenError
 from synthgen.core.schema import LabelSchema
+from synthgen.core.workspace import safe_name
 from synthgen.data.hdf5_file import open_hdf5
 from synthgen.data.store_writer import FORMAT, SPLITS, STORE, StoreWriter, check_split
 
@@ -155,6 +156,14 @@ class TrainingStore:
                     f"{self.path}: damaged, '{name}' has the shape {file[name].shape} and not "
                     f"{shape}; make the store again with `synthgen prepare`"
                 )
+        for name in {*self.image_modality, *self.slices.dataset}:  # parts of names of files
+            try:
+                safe_name(name)
+            except RequestError as error:
+                raise StoreError(
+                    f"{self.path}: a modality or dataset is {error}; make the store again with "
+                    "`synthgen prepare`"
+                ) from error
         shown = self.image_pv_index
         if shown.size and not (shown.min() >= 0 and shown.max() < count):
             raise StoreError(

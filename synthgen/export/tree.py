@@ -121,7 +121,8 @@ class Tree:
         Raises:
             StoreError: not inside the folder.
         """
-        if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
+        parts = name.split("/")  # the first of an absolute name is empty
+        if "" in parts or ".." in parts or "\0" in name or "\\" in name:
             raise StoreError(
                 f"{self.folder}: refused to write '{name}', which would lie elsewhere; a style, "
                 "subject or modality of the data has a name that is none"

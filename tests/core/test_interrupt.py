@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from synthgen.core.interrupt import Interrupted, interrupt, on_signals
+from synthgen.core.interrupt import Interrupted, interrupt, on_signals, through_libraries
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
@@ -56,3 +56,11 @@ def test_other_threads_leave_signals_alone(number):
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
+
+
+def test_an_interruption_that_a_library_wrapped_is_one_all_the_same():
+    with pytest.raises(Interrupted) as stop, through_libraries():
+        raise SystemError("returned a result with an exception set") from Interrupted(15)
+    assert stop.value.code == 143
+    with pytest.raises(SystemError, match="other"), through_libraries():
+        raise SystemError("other")

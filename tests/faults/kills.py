@@ -12,7 +12,8 @@ from faults import world
 from synthgen.core.errors import SynthgenError
 from synthgen.core.manifest import MANIFEST
 from synthgen.core.model_folder import read_model_folder
-from synthgen.data.shards import Shards, shard_path, verify
+from synthgen.data.shards import Shards, shard_path
+from synthgen.data.verify import verify
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 DATASETS = ("labels", "images", "vessels", "angiograms")

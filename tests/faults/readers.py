@@ -11,8 +11,9 @@ from synthgen.core.errors import StoreError
 from synthgen.core.model_folder import read_model_folder
 from synthgen.data.labelled import open_labelled
 from synthgen.data.nifti import read_labels
-from synthgen.data.shards import Shards, verify
+from synthgen.data.shards import Shards
 from synthgen.data.store import TrainingStore
+from synthgen.data.verify import verify
 from synthgen.images.spade import SpadePipeline
 from synthgen.images.workspace_styles import read_style
 from synthgen.labels import load_label_generator

@@ -64,7 +64,7 @@ def test_a_store_whose_modality_is_a_path_is_not_exported(tmp_path, modality):
         image = (random_pv(1)[:, :1] < 255) * 0.5
         writer.add_image(rows, modality, image)
         writer.commit()
-    with pytest.raises(StoreError, match="would lie elsewhere"):
+    with pytest.raises(StoreError, match=r"store\.h5: .*not a usable name"):
         export(open_source(tmp_path / "in"), "nnunet", tmp_path / "out", ExportOptions())
     assert not list(tmp_path.rglob("*escape*"))
 
@@ -84,6 +84,7 @@ def test_folders_of_models_and_runs_are_plain_names(name):
 def test_a_model_lists_only_files_of_its_own(tmp_path, name):
     model = write_image_model(tmp_path / "model")
     record = json.loads((model / "synthgen.json").read_bytes())
+    del record["sha256"]  # as a stranger writes it
     record["files"][name] = "0" * 64
     (model / "synthgen.json").write_text(json.dumps(record))
     with pytest.raises(StoreError, match=r"synthgen\.json: lists the file"):

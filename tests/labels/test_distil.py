@@ -35,7 +35,9 @@ def distil_recipe():
 
     def build(overrides=None):
         merged = SHORT | (overrides or {})
-        return load_recipe("tiny", [f"distil.{key}={value}" for key, value in merged.items()])
+        return load_recipe(
+            "tiny_distil", [f"distil.{key}={value}" for key, value in merged.items()]
+        )
 
     return build
 
@@ -212,7 +214,7 @@ def test_students_and_strangers_are_no_teachers(distilled, teacher, distil_recip
         distil_labels(distil_recipe(), tmp_path, tmp_path / "fast")
     two = '[{"name": "background", "value": 0}, {"name": "brain", "value": 1}]'
     with pytest.raises(SchemaError, match="schema"):
-        distil_labels(load_recipe("tiny", [f"schema={two}"]), teacher, tmp_path / "fast")
+        distil_labels(load_recipe("tiny_distil", [f"schema={two}"]), teacher, tmp_path / "fast")
     with pytest.raises(RecipeError, match="no section 'distil'"):
         distil_labels(load_recipe("small"), teacher, tmp_path / "fast")
 
