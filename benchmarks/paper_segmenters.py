@@ -229,7 +229,8 @@ def markdown(
         for metric in metrics:
             values = column(rows, model, output, metric)
             values = values[~np.isnan(values).any(1)]
-            cells.append(f"{values.mean():.3f} ± {seed_spread(values):.3f}")
+            spread = f" ± {seed_spread(values):.3f}" if values.shape[1] > 1 else ""
+            cells.append(f"{values.mean():.3f}{spread}")
         lines.append(f"| {model} | {output} | {values.shape[1]} | " + " | ".join(cells) + " |")
     lines += ["", "Mean over cases ± standard deviation over seeds of that mean.", ""]
     lines += ["| metric | of | than | difference [95 %] | cases better | by seed |"]
@@ -328,8 +329,8 @@ def levels(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[dict[
 
 
 def cropped(maps: Sequence[Tensor], size: tuple[int, ...]) -> list[Tensor]:
-    """Return the first rows and columns of maps `(C, X, Y)`."""
-    return [one[:, : size[0], : size[1]] for one in maps]
+    """Return the first pixels along each axis of maps `(C, *S)`."""
+    return [one[:, *(slice(side) for side in size)] for one in maps]
 
 
 def draw(path: Path, data: LabelledData, first: dict[str, dict[int, list[Tensor]]]) -> None:
@@ -342,7 +343,7 @@ def draw(path: Path, data: LabelledData, first: dict[str, dict[int, list[Tensor]
         image, soft = data.load(index)
         images.append(torch.from_numpy(image))
         softs.append(torch.from_numpy(soft))
-    size = tuple(min(image.shape[axis] for image in images) for axis in (1, 2))
+    size = tuple(min(sides) for sides in zip(*(image.shape[1:] for image in images), strict=True))
     images, softs = (cropped(maps, size) for maps in (images, softs))
     masks = [torch.stack(softs)]
     for found in first.values():
