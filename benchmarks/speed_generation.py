@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RANGE = ConditionRange({"wmh": (0.005, 0.03)}, (0.4, 0.85), (0.0, 1.0))
+FAST = "bf16, distilled to 4 steps"
 SETTINGS = {
     "bf16, 20 steps": ("bf16", 20),
+    FAST: ("bf16", 4),
     "bf16, 10 steps": ("bf16", 10),
     "fp32, 20 steps": ("fp32", 20),
 }
@@ -368,6 +370,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", type=Path, default=FOLDER / "labels")
+    parser.add_argument("--fast-labels", type=Path, default=FOLDER / "labels_fast")
     parser.add_argument("--images", type=Path, default=FOLDER / "images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
@@ -387,7 +390,9 @@ def main() -> None:
         generation_curve.measure(args, about, results / f"generation_curve-{day}.json")
         return
     ways = {
-        name: Way.load(args.labels, args.images, setting, args.batch)
+        name: Way.load(
+            args.fast_labels if name == FAST else args.labels, args.images, setting, args.batch
+        )
         for name, setting in SETTINGS.items()
     }
     ceilings, peer = measure(ways, args.rounds)

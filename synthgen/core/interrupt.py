@@ -28,11 +28,6 @@ class Interrupted(SystemExit):
         self.note = note
 
 
-def interrupt(signum: int) -> None:
-    """Raise `Interrupted`: what `on_signals` calls where work can be dropped at any moment."""
-    raise Interrupted(signum)
-
-
 @contextmanager
 def on_signals(react: Callable[[int], None]) -> Iterator[None]:
     """Call `react` once, with the number of the first SIGINT or SIGTERM.
@@ -66,15 +61,24 @@ def on_signals(react: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def through_libraries() -> Iterator[None]:
-    """Pass on an `Interrupted` that compiled code turned into the cause of a `SystemError`.
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` on the first SIGINT or SIGTERM, wherever the work is: it can be dropped.
 
-    Numba calls Python while it looks up types; what a signal raises there ends so.
+    Libraries may turn it into an error of their own (numba, while it looks up types) or swallow it
+    and stumble (torch, while it reads a file): whatever is raised after a signal is taken for it.
     """
+    heard: list[int] = []
+
+    def react(signum: int) -> None:
+        heard.append(signum)
+        raise Interrupted(signum)
+
     try:
-        yield
-    except SystemError as error:
-        cause = error.__cause__
-        if isinstance(cause, Interrupted):
-            raise cause from None
+        with on_signals(react):
+            yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if heard:
+            raise Interrupted(heard[0]) from error
         raise

@@ -110,7 +110,8 @@ class Killed:
         # Ended in order, or before anybody listened.
         allowed = {-number} if number is signal.SIGKILL else {-number, 128 + number}
         if done.code not in allowed or "Traceback" in done.err or done.timed_out:
-            self.tally.untidy.append(f"{number.name}: {done.code} {done.err[-600:]}")
+            told = done.err.partition("Extension modules:")[0]
+            self.tally.untidy.append(f"{number.name}: {done.code} {told[-3000:]}")
         whole = _whole_training(out) if self._training else self._whole_dataset(out)
         self.tally.found[whole] += 1
 

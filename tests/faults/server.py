@@ -13,6 +13,7 @@ the folder `watch`. It starts at once, or when a file stands in the folder `afte
 end), `timed_out`.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -81,11 +82,14 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if (limit := self.run.get("limit_bytes")) is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            faulthandler.enable()
             sys.argv = ["synthgen", *self.run["argv"]]
             main()
             code = 0
         except SystemExit as stop:
             code = stop.code or 0
+        except KeyboardInterrupt:  # before anybody listened
+            code = 128 + signal.SIGINT
         except BaseException:  # noqa: BLE001 - told as Python would
             traceback.print_exc()
         finally:
@@ -108,7 +112,7 @@ class Child:
             os.kill(self._pid, self.run["signal"])
             self._signalled = True
         if self.seconds > timeout_s and not self.timed_out:
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._pid, signal.SIGABRT)  # says where every thread is
             self.timed_out = True
 
     def _is_due(self, now):
@@ -155,6 +159,7 @@ def run_together(runs, timeout_s):
 
 def serve():
     """Answer requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a child, before it is one
     build_app()
     VesselGenerator("coronary", (64, 64)).draw([SampleKey(0, 0)])  # compiles, if numba is there
     answers = os.fdopen(os.dup(1), "w")

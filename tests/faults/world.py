@@ -159,11 +159,18 @@ def files(folder):
 
 
 def training_files(out):
-    """Return what a training decides: the files of its model and run, times apart."""
+    """Return what a training decides: the files of its model and run, times apart.
+
+    Of checkpoints the last one alone: a run that was interrupted wrote one more on the way.
+    """
     folder = out.parent.parent
     found = {}
     for root in (out, folder / "runs" / out.name):
+        last = {path.parent: path.name for path in sorted(root.rglob("checkpoints/step_*"))}
         for name, data in files(root).items():
+            step = next((p for p in (root / name).parents if p.parent.name == "checkpoints"), None)
+            if step is not None and step.name != last[step.parent]:
+                continue
             told = _without_times(data) if name.endswith("losses.jsonl") else data
             found[f"{root.relative_to(folder)}/{name}"] = told
     return found
