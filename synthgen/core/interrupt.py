@@ -82,3 +82,20 @@ def interruptible() -> Iterator[None]:
         if heard:
             raise Interrupted(heard[0]) from error
         raise
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises `Interrupted` once SIGINT or SIGTERM came.
+
+    To be called where work can stop. Raised anywhere else in the main thread, it may leave a lock
+    of a library taken (that of HDF5, say), on which a writing thread would then wait for ever.
+    """
+    heard: list[int] = []
+
+    def check() -> None:
+        if heard:
+            raise Interrupted(heard[0])
+
+    with on_signals(heard.append):
+        yield check

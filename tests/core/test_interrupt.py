@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from synthgen.core.interrupt import Interrupted, interruptible, on_signals
+from synthgen.core.interrupt import Interrupted, interruptible, on_signals, stopping
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
@@ -60,10 +60,25 @@ def test_other_threads_leave_signals_alone(number):
 
 
 def test_what_a_library_makes_of_an_interruption_is_one_all_the_same(number):
-    with pytest.raises(Interrupted) as stop, interruptible():
+    def stumble():
         with suppress(SystemExit):
             os.kill(os.getpid(), number)
         raise ValueError("could not determine the shape")
+
+    with pytest.raises(Interrupted) as stop, interruptible():
+        stumble()
     assert stop.value.code == 128 + number
     with pytest.raises(ValueError, match="of its own"), interruptible():
         raise ValueError("of its own")
+
+
+def test_work_stops_where_it_can(number):
+    done = []
+    with pytest.raises(Interrupted) as stop, stopping() as check:  # noqa: PT012 - as in use
+        for part in range(3):
+            check()
+            done.append(part)
+            os.kill(os.getpid(), number)
+            done.append("to its end")
+    assert done == [0, "to its end"]
+    assert stop.value.code == 128 + number

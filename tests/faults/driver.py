@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 """After this long a run counts as hanging."""
 
 
