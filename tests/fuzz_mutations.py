@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -108,7 +109,9 @@ def change_json(random, data):
             case 1 if isinstance(holder, dict):
                 holder[str(random.choice(VALUES))[:2000]] = holder.pop(key)
             case 2 if isinstance(holder, list) and holder is not tree:
-                holder[key:key] = [holder[key]] * random.choice((1, 200))
+                copies, text = random.choice((1, 200)), json.dumps(holder[key])
+                large = len(text) > 20_000 or DEEP in text
+                holder[key:key] = [holder[key]] * (1 if large else copies)
             case 3:
                 holder[key] = {"a": holder[key]}
             case 4:
@@ -116,7 +119,7 @@ def change_json(random, data):
             case 5 if isinstance(holder[key], int | float):
                 holder[key] = holder[key] * random.choice((-1, 0, 10, 1000, 10**9, 0.5))
             case _:
-                holder[key] = random.choice(VALUES)
+                holder[key] = copy.deepcopy(random.choice(VALUES))
     text = json.dumps(tree[0], allow_nan=True)
     deep = "[" * 10_000 + "]" * 10_000
     return text.replace(json.dumps(DEEP), deep).replace("Infinity", "1e999").encode()

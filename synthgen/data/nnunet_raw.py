@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
-from synthgen.core.input_files import parse_json, read_json, read_text
+from synthgen.core.input_files import is_list_of, parse_json, read_json, read_text, unusable
 from synthgen.core.manifest import digest, unsealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.core.tissue_groups import TissueGroups
@@ -238,7 +238,7 @@ def _describe(folder: Path) -> _Description:
         ending = str(raw["file_ending"])
         names = tuple(str(channels[str(k)]) for k in range(len(channels)))
         origin = unsealed(raw.get(ORIGIN, {}))
-        real, ancestors = bool(origin.get("real", True)), tuple(origin.get("subjects", ()))
+        real, ancestors = bool(origin.get("real", True)), origin.get("subjects", [])
     except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise StoreError(
             f"{path}: not nnU-Net's (version 2) description of a dataset ({error!r}); expected "
@@ -246,6 +246,8 @@ def _describe(folder: Path) -> _Description:
         ) from error
     if "ignore" in labels:
         raise RequestError(f"{path}: the 'ignore' label is not supported; label these voxels")
+    if not is_list_of(ancestors, str):
+        raise StoreError(f"{path}: '{ORIGIN}' must list 'subjects' by name, got {ancestors!r:.60}")
     if labels.get("background") != (0,) or not names:
         raise StoreError(f"{path}: expected channels, and the label 'background' with value 0")
     if ending not in (*_VOLUMES, *SUFFIXES):
@@ -253,7 +255,7 @@ def _describe(folder: Path) -> _Description:
             f"{path}: file_ending '{ending}' is not read; expected one of "
             f"{', '.join((*_VOLUMES, *SUFFIXES))}"
         )
-    return _Description(names, labels, overlapping, ending, real, ancestors)
+    return _Description(names, labels, overlapping, ending, real, tuple(ancestors))
 
 
 def _values(value: int | str | list[int]) -> tuple[int, ...]:
@@ -265,13 +267,14 @@ def _labels(folder: Path, description: _Description, tissues: Sequence[str]) -> 
     stated = description.labels
     known = tuple(sorted({0} | {v for values in stated.values() for v in values}))
     if not description.overlapping:
-        schema = LabelSchema(
-            folder.name,
-            tuple(
-                Tissue(name, stated[name][0], name in BRAIN9.lesions)
-                for name in sorted(stated, key=lambda name: stated[name][0])
-            ),
-        )
+        with unusable(folder / DATASET_JSON, "its labels need values of their own, background 0"):
+            schema = LabelSchema(
+                folder.name,
+                tuple(
+                    Tissue(name, stated[name][0], name in BRAIN9.lesions)
+                    for name in sorted(stated, key=lambda name: stated[name][0])
+                ),
+            )
         groups = TissueGroups.of(schema, tissues, str(folder))
         values = tuple(
             tuple(t.value for t, g in zip(schema.tissues, groups.group, strict=True) if g == place)
