@@ -19,6 +19,7 @@ import numpy as np
 import phantoms
 import torch
 from fuzz_mutations import change_file, fresh_copy
+from made_up_labelled import hidiff_recipe, imgx_recipe, mixture
 from made_up_vessels import recipe as vessel_recipe
 from made_up_vessels import sources as vessel_sources
 from PIL import Image
@@ -62,6 +63,9 @@ from synthgen.models.spectral import fold_spectral_norm
 from synthgen.recipe import find_recipe, load_recipe
 from synthgen.recipe.experiment import load_experiment
 from synthgen.runtime import build_accelerator
+from synthgen.segment import load_segmenter
+from synthgen.segment.train_hidiff import train_hidiff
+from synthgen.segment.train_imgx import train_imgx
 from synthgen.training.checkpoint import CheckpointFolder
 
 if TYPE_CHECKING:
@@ -366,6 +370,15 @@ def make_darl(folder):
     )
 
 
+def make_imgx(folder):
+    train_imgx(imgx_recipe(train__steps=1), mixture(), folder / "model", folder.parent / "run")
+
+
+def make_hidiff(folder):
+    recipe = hidiff_recipe(folder.parent, train__steps=1, pretrain__steps=1)
+    train_hidiff(recipe, mixture(), folder / "model", folder.parent / "run")
+
+
 def mend_model(folder):
     """List the files' checksums as they are, without the seal of the list."""
     record = folder / "model" / RECORD
@@ -436,6 +449,13 @@ READERS = {
     "image model": Reader(
         lambda folder: write_image_model(folder / "model") and None,
         lambda folder, _: SpadePipeline.load(folder / "model"), MODEL, mend_model, share=0.5,
+    ),
+    "imgx model": Reader(
+        make_imgx, lambda folder, _: load_segmenter(folder / "model"), MODEL, mend_model, share=0.5
+    ),
+    "hidiff model": Reader(
+        make_hidiff, lambda folder, _: load_segmenter(folder / "model"), MODEL, mend_model,
+        share=0.5,
     ),
     "angiogram model": Reader(
         make_darl, lambda folder, _: AngiogramPipeline.load(folder / "model"), MODEL, mend_model,
