@@ -214,7 +214,7 @@ def change_safetensors(random, data):
     header, body = data[8 : 8 + length], data[8 + length :]
     match random.randrange(4):
         case 0:
-            stated = random.choice((0, 1, 7, 2**20, 2**27, 2**31, 2**63, 2**64 - 1, length + 8))
+            stated = random.choice((0, 1, 7, 2**20, 2**27, 2**31, 2**63, 2**64 - 1, length ^ 8))
             return struct.pack("<Q", stated) + data[8:]
         case 1:
             return change_bytes(random, data)

@@ -37,6 +37,7 @@ MAX_BYTES = 2**24
 """Largest file of a style: a code of 2000 numbers."""
 
 _BATCH = 16
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +183,7 @@ def read_style(path: Path) -> WorkspaceStyle:
     """
     try:
         return _parse(read_bytes(path, MAX_BYTES), path.name.removesuffix(SUFFIX))
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, SafetensorError) as error:
+    except (*_DAMAGE, SafetensorError) as error:
         raise StoreError(
             f"{path}: not a style that `synthgen styles add` wrote, or damaged ({error}); "
             "add it again"

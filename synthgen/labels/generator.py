@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.errors import RequestError, StoreError, SynthgenError
 from synthgen.core.input_files import one_line, unusable
 from synthgen.core.model_folder import INDEX, REMEDY
 from synthgen.core.rng import SampleKey, Stream
@@ -95,7 +95,9 @@ class DiffusionLabelGenerator:
             return cls(
                 pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype
             )
-        except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        except SynthgenError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             raise StoreError(f"{folder / INDEX}: {one_line(error)}; {REMEDY}") from error
 
     @property

@@ -123,6 +123,7 @@ def test_info_lists_recipes_as_json():
         "starter_labels",
         "starter_labels_fast",
         "tiny",
+        "tiny_distil",
         "tiny_segmentation",
         "tiny_vessels",
     ]
