@@ -1,20 +1,23 @@
-"""Time a labelled slice (label, image, shard) against the peer's way, in one process, in turn.
+"""Time a labelled slice (label, image, shard) of the shipped models against the peer's networks.
 
-The peer's way (brainSPADE as released): the same networks in eager fp32, 1000 ancestral steps, one
-slice at a time. Ours: bf16, channels_last, the recipe's sampler and steps, a batch. Each pair runs
-ours, then the peer's, so that a drifting machine moves both; the figure to trust is the ratio.
+One process, one thread, all in turn: each round measures the machine's ceilings, one step and the
+other parts of the peer (`generation_peer.py`; a slice is its steps times one step), and a batch of
+labelled slices of each of our settings. CPU time of the thread stands beside wall time; on a
+shared machine the former is the one to trust, and ratios before all.
 
-    python benchmarks/speed_generation.py --labels work/models/labels --images work/models/images
+    python benchmarks/speed_generation.py
+    python benchmarks/speed_generation.py --curve --real work/store/store.h5
 
-Prints a table and writes `benchmarks/results/speed_generation-DATE.json`.
+Prints a table and writes `benchmarks/results/speed_generation-DATE.json`. `--curve` measures
+quality against time instead, see `generation_curve.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
+import platform
 import tempfile
 import time
 from contextlib import contextmanager
@@ -23,96 +26,170 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import generation_curve
 import numpy as np
 import torch
-from torch import nn
+from generation_peer import STEPS, peer_seconds, peer_stages
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey
 from synthgen.data.shard_file import write_shard
 from synthgen.data.tissue import quantize_pv
+from synthgen.generate import GenerationSettings, ImageJob, run
 from synthgen.images.spade import SpadePipeline
 from synthgen.labels import ConditionRange
 from synthgen.labels.generator import DiffusionLabelGenerator
+from synthgen.starter import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RANGE = ConditionRange({}, (0.3, 0.7))
+RANGE = ConditionRange({"wmh": (0.005, 0.03)}, (0.4, 0.85), (0.0, 1.0))
+FAST = "bf16, distilled to 4 steps"
+SETTINGS = {
+    "bf16, 20 steps": ("bf16", 20),
+    FAST: ("bf16", 4),
+    "bf16, 10 steps": ("bf16", 10),
+    "fp32, 20 steps": ("fp32", 20),
+}
+MAIN = "bf16, 20 steps"
+TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+NETWORKS = ("u-net", "decoder", "spade")
+Clock = dict[str, list[float]]
+
+
+def conv3x3(dtype: torch.dtype) -> Callable[[], object]:
+    """Return a convolution of 256 channels at 48 x 64, batch 4, channels last."""
+    x = torch.ones(4, 256, 48, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return lambda: functional.conv2d(x, weight, padding=1)
+
+
+def matmul(dtype: torch.dtype) -> Callable[[], object]:
+    """Return a product of two matrices of side 2048."""
+    a, b = torch.ones(2, 2048, 2048, dtype=dtype)
+    return lambda: a @ b
+
+
+CEILINGS = {
+    f"{name} {kind}": build(dtype)
+    for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    for name, build in (("matmul 2048", matmul), ("conv3x3 256", conv3x3))
+}
 
 
 @dataclass
 class Way:
-    """One way to make labelled slices, and the seconds its stages took."""
+    """One setting of ours and the CPU and wall seconds a slice of its stages, by round."""
 
-    name: str
     labels: DiffusionLabelGenerator
     images: SpadePipeline
-    style: str
     batch: int
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=dict)
+    cpu: Clock = field(default_factory=dict)
+    wall: Clock = field(default_factory=dict)
+    gflop: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, labels: Path, images: Path, setting: tuple[str, int], batch: int) -> Way:
+        """Load both models in the precision and with the steps of a setting."""
+        precision, steps = setting
+        return cls(
+            DiffusionLabelGenerator.load(labels, dtype=precision, steps=steps),
+            SpadePipeline.load(images, dtype=TORCH_NAMES[precision]),
+            batch,
+        )
 
     def run(self, folder: Path, first: int) -> None:
-        """Make `batch` labelled slices; record seconds per slice of each stage."""
+        """Make a batch of labelled slices and write it; record every stage."""
         keys = [SampleKey(0, first + i) for i in range(self.batch)]
-        conditions = [RANGE.draw(key) for key in keys]
-        spent = {"u-net": 0.0}
-        started, cpu = time.perf_counter(), time.process_time()
-        with timed_forward(self.labels.unet, spent, "u-net"):
-            pv = self.labels.sample(keys, conditions)
-        labelled = time.perf_counter()
-        images = self.images.render(pv, [self.style], keys)
-        painted = time.perf_counter()
+        spent: dict[str, list[float]] = {}
+        style = self.images.styles[0].name
+        started = clocks()
+        with self.timed(spent):
+            pv = self.labels.sample(keys, [RANGE.draw(key) for key in keys])
+            images = self.images.render(pv, [style], keys)
+        drawn = clocks()
         stored = {
-            "pv": np.stack([quantize_pv(row) for row in pv.numpy()]),
+            "pv": quantize_pv(pv.numpy().swapaxes(0, 1)).swapaxes(0, 1),
             "images": images.numpy().astype(np.float16),
         }
         write_shard(folder / "00000.h5", stored, {"kind": "images"})
-        ended = time.perf_counter()
-        self.wall.append((ended - started) / self.batch)
-        self.cpu.append((time.process_time() - cpu) / self.batch)
-        for stage, seconds in (
-            ("u-net", spent["u-net"]),
-            ("decoder and rest of the label", labelled - started - spent["u-net"]),
-            ("spade", painted - labelled),
-            ("quantise and write", ended - painted),
-        ):
-            self.stages.setdefault(stage, []).append(seconds / self.batch)
+        ended = clocks()
+        spent["quantise and write"] = between(drawn, ended)
+        total = between(started, ended)
+        rest = [t - sum(s[c] for s in spent.values()) for c, t in enumerate(total)]
+        spent |= {"rest (noise, warp, head, grain)": rest, "all": total}
+        for stage, (wall, cpu) in spent.items():
+            self.wall.setdefault(stage, []).append(wall / self.batch)
+            self.cpu.setdefault(stage, []).append(cpu / self.batch)
 
-    def forget(self) -> None:
-        """Drop what was measured so far."""
-        self.wall.clear()
+    @contextmanager
+    def timed(self, spent: dict[str, list[float]]) -> Iterator[None]:
+        """Add the seconds of each network's calls to `spent`."""
+        owners = (
+            ("u-net", self.labels.unet, "forward"),
+            ("decoder", self.labels.pipeline.vae, "decode"),
+            ("spade", self.images.generator, "paint"),
+        )
+        for stage, owner, name in owners:
+            setattr(owner, name, stopwatch(getattr(owner, name), spent, stage))
+        try:
+            yield
+        finally:
+            for _, owner, name in owners:
+                delattr(owner, name)
+
+    def count(self, folder: Path) -> None:
+        """Count the GFLOP a slice of each network (multiply and add apart); also warms up."""
+        keys = [SampleKey(0, i) for i in range(self.batch)]
+        with FlopCounterMode(display=False) as counter:
+            pv = self.labels.sample(keys, [RANGE.draw(key) for key in keys])
+        with FlopCounterMode(display=False) as decoding:
+            self.labels.pipeline.vae.decode(self.latents())
+        with FlopCounterMode(display=False) as painting:
+            self.images.render(pv, [self.images.styles[0].name], keys)
+        decoder = decoding.get_total_flops()
+        totals = (counter.get_total_flops() - decoder, decoder, painting.get_total_flops())
+        self.gflop = {
+            name: flops / 1e9 / self.batch for name, flops in zip(NETWORKS, totals, strict=True)
+        }
+        self.run(folder, 0)
         self.cpu.clear()
-        self.stages.clear()
+        self.wall.clear()
+
+    def latents(self) -> torch.Tensor:
+        """Return latents as the decoder takes them."""
+        size = self.labels.pipeline.config.latent_size
+        z = torch.zeros(self.batch, self.labels.unet.config.out_channels, *size)
+        dtype = self.labels.unet.dtype
+        return z.to(dtype, memory_format=torch.channels_last)
 
 
-@contextmanager
-def timed_forward(module: nn.Module, spent: dict[str, float], name: str) -> Iterator[None]:
-    """Add the seconds of every forward call of `module` to `spent[name]`."""
-    began = [0.0]
-
-    def before(*_: object) -> None:
-        began[0] = time.perf_counter()
-
-    def after(*_: object) -> None:
-        spent[name] += time.perf_counter() - began[0]
-
-    hooks = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def clocks() -> tuple[float, float]:
+    """Return wall and CPU seconds of this thread."""
+    return time.perf_counter(), time.thread_time()
 
 
-def gflop(call: Callable[[], object]) -> float:
-    """Return the GFLOP (multiply and add counted apart) of one call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 1e9
+def between(start: tuple[float, float], end: tuple[float, float]) -> list[float]:
+    """Return wall and CPU seconds between two moments."""
+    return [late - early for early, late in zip(start, end, strict=True)]
+
+
+def stopwatch(
+    call: Callable[..., Any], spent: dict[str, list[float]], stage: str
+) -> Callable[..., Any]:
+    """Return a function that adds its seconds to `spent[stage]`."""
+
+    def timed(*args: object, **settings: object) -> object:
+        started = clocks()
+        result = call(*args, **settings)
+        taken = between(started, clocks())
+        spent[stage] = [a + b for a, b in zip(spent.get(stage, [0.0, 0.0]), taken, strict=True)]
+        return result
+
+    return timed
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -121,108 +198,212 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(middle), "q25": float(low), "q75": float(high)}
 
 
-def memory_by_n(labels: Path, sizes: list[int]) -> dict[int, float]:
-    """Return the peak resident memory in MiB of `synthgen labels --n N`, each in a process."""
-    peaks = {}
-    for n in sizes:
+def flops_of(call: Callable[[], object]) -> float:
+    """Return the GFLOP of one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+@torch.no_grad()
+def measure(ways: dict[str, Way], rounds: int) -> tuple[Clock, Clock]:
+    """Run all rounds; return CPU seconds of the ceilings' and of the peer's calls."""
+    peer = peer_stages()
+    calls = CEILINGS | {f"peer {name}": call for name, call in peer.items()}
+    spent: Clock = {name: [] for name in calls}
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ways.values():
+            way.count(Path(folder))
+        for call in calls.values():
+            call()
+        for done in range(rounds):
+            for name, call in calls.items():
+                started = time.thread_time()
+                call()
+                spent[name].append(time.thread_time() - started)
+            for name, way in ways.items():
+                way.run(Path(folder), done * way.batch)
+                print(f"round {done + 1}: {name}: {way.cpu['all'][-1]:.3f} CPU s a slice")
+    ceilings = {name: [flops_of(call) / s for s in spent[name]] for name, call in CEILINGS.items()}
+    return ceilings, {name: spent[f"peer {name}"] for name in peer}
+
+
+def overlap(way: Way, rounds: int, batches: int) -> dict[str, Any]:
+    """Time painting with the engine's writer thread against painting alone, wall time, in turn."""
+    schema, (x, y) = way.labels.schema, way.labels.shape
+    pv = np.zeros((1, schema.channels, x, y), np.uint8)
+    pv[:, 3] = 255
+    row = {"pv": pv[0], "attempt": 0, "condition": np.zeros(4), "realised": np.zeros(3)}
+
+    def fetch(indices: list[int]) -> dict[str, Any]:
+        return {name: np.stack([value] * len(indices)) for name, value in row.items()}
+
+    names = ("wmh", "tumour", "oedema", "position")
+    settings = GenerationSettings(batch_size=way.batch, shard_size=way.batch)
+    n = batches * way.batch
+    job = ImageJob(way.images, (way.images.styles[0].name,), n, fetch, "", names, settings=settings)
+    ratios, waited = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for batch in range(batches):
+            job.rows(range(batch * way.batch, (batch + 1) * way.batch))
+        alone = time.perf_counter() - started
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "synthgen", "labels", "--n", str(n), "--steps", "1"]
-            command += ["--model", str(labels), "--out", f"{folder}/d", "--shard-size", "8"]
-            # The peak over children is kept by the process that waits, so each gets its own.
-            code = (
-                f"import resource, subprocess; subprocess.run({command!r}, check=True, "
-                "capture_output=True); "
-                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+            outcome = run(job, n, Path(folder) / "d")
+        ratios.append(outcome.seconds / alone)
+        waited.append(outcome.blocked_s / outcome.seconds)
+    return {"wall_over_compute": spread(ratios), "waited_for_disk": spread(waited)}
+
+
+def worker(models: tuple[Path, Path], batches: int, barrier: Any, queue: Any) -> None:  # noqa: ANN401
+    """Make some batches once all workers are ready; report the wall seconds."""
+    torch.set_num_threads(1)
+    way = Way.load(*models, ("bf16", 2), 8)
+    with tempfile.TemporaryDirectory() as folder:
+        way.run(Path(folder), 0)
+        barrier.wait()
+        started = time.perf_counter()
+        for batch in range(batches):
+            way.run(Path(folder), 8 * batch)
+    queue.put(time.perf_counter() - started)
+
+
+def scaling(models: tuple[Path, Path], rounds: int, batches: int) -> dict[str, Any]:
+    """Return how many times the slices of one process two make in the same wall time."""
+    context = multiprocessing.get_context("spawn")
+    gains = []
+    for _ in range(rounds):
+        seconds = []
+        for count in (1, 2):
+            barrier, queue = context.Barrier(count), context.Queue()
+            crew = [
+                context.Process(target=worker, args=(models, batches, barrier, queue))
+                for _ in range(count)
+            ]
+            for process in crew:
+                process.start()
+            seconds.append(max(queue.get() for _ in crew))
+            for process in crew:
+                process.join()
+        gains.append(2 * seconds[0] / seconds[1])
+    return {"two_processes_over_one": spread(gains), "vcpus": multiprocessing.cpu_count()}
+
+
+def machine() -> dict[str, Any]:
+    """Return the CPU's name and what it computes bf16 with."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    facts = dict(line.replace("\t", "").split(":", 1) for line in text.splitlines() if ":" in line)
+    flags = facts.get("flags", "").split()
+    return {
+        "cpu": facts.get("model name", platform.processor()).strip(),
+        "vcpus": multiprocessing.cpu_count(),
+        "flags": [f for f in flags if f.startswith(("amx", "avx512_bf16", "avx512f", "avx2"))],
+        "torch": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def summary(ways: dict[str, Way], ceilings: Clock, peer: Clock) -> dict[str, Any]:
+    """Return medians, quartiles, ratios to the peer and shares of the ceilings."""
+    found: dict[str, Any] = {
+        "ceilings_gflop_per_s": {name: spread(rates) for name, rates in ceilings.items()},
+        "peer_cpu_s": {name: spread(seconds) for name, seconds in peer.items()},
+        "ours": {},
+    }
+    rows = [dict(zip(peer, row, strict=True)) for row in zip(*peer.values(), strict=True)]
+    for name, way in ways.items():
+        kind = name.split(",")[0]
+        ratios = {
+            label: spread(
+                [peer_seconds(r, steps) / own for r, own in zip(rows, way.cpu["all"], strict=True)]
             )
-            done = subprocess.run(
-                [sys.executable, "-c", code], check=True, capture_output=True, text=True
+            for label, steps in STEPS.items()
+        }
+        networks = {}
+        for stage in NETWORKS:
+            rates = [way.gflop[stage] / s for s in way.cpu[stage]]
+            shares = {
+                f"share of {top}": spread(
+                    [a / b for a, b in zip(rates, ceilings[f"{top} {kind}"], strict=True)]
+                )
+                for top in ("matmul 2048", "conv3x3 256")
+            }
+            networks[stage] = {
+                "gflop": way.gflop[stage], "gflop_per_s": spread(rates), **shares
+            }  # fmt: skip
+        found["ours"][name] = {
+            "cpu_s_per_slice": {stage: spread(s) for stage, s in way.cpu.items()},
+            "wall_s_per_slice": spread(way.wall["all"]),
+            "times_the_peers": ratios,
+            "networks": networks,
+        }
+    return found
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    print(
+        "ceilings, GFLOP/s:",
+        {k: round(v["median"]) for k, v in result["ceilings_gflop_per_s"].items()},
+    )
+    print("peer, CPU s:", {k: round(v["median"], 2) for k, v in result["peer_cpu_s"].items()})
+    for name, ours in result["ours"].items():
+        cpu = ours["cpu_s_per_slice"]
+        print(f"\n{name}: {cpu['all']['median']:.3f} CPU s a slice")
+        for label, ratio in ours["times_the_peers"].items():
+            print(
+                f"  {ratio['median']:7.0f} times the peer's {label} "
+                f"[{ratio['q25']:.0f}, {ratio['q75']:.0f}]"
             )
-            peaks[n] = int(done.stdout) / 1024
-    return peaks
+        for stage, seconds in cpu.items():
+            line = f"  {stage:32} {1e3 * seconds['median']:8.1f} ms"
+            if stage in ours["networks"]:
+                net = ours["networks"][stage]
+                line += f" {net['gflop']:7.1f} GFLOP {net['gflop_per_s']['median']:6.0f} GFLOP/s"
+                for key, share in net.items():
+                    if key.startswith("share"):
+                        line += f", {share['median']:.0%} of {key.removeprefix('share of ')}"
+            print(line)
+    print({key: result[key] for key in ("overlap", "scaling")})
 
 
 def main() -> None:
-    """Run the pairs and report."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--labels", type=Path, required=True, help="trained label model folder")
-    parser.add_argument("--images", type=Path, required=True, help="trained image model folder")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--labels", type=Path, default=FOLDER / "labels")
+    parser.add_argument("--fast-labels", type=Path, default=FOLDER / "labels_fast")
+    parser.add_argument("--images", type=Path, default=FOLDER / "images")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--peer-steps", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory", type=int, nargs="*", default=[16, 128])
+    generation_curve.add_options(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    ours = Way(
-        "ours",
-        DiffusionLabelGenerator.load(args.labels, dtype="bf16"),
-        SpadePipeline.load(args.images, dtype="bfloat16"),
-        "",
-        args.batch,
-    )
-    peer = Way(
-        "peer",
-        DiffusionLabelGenerator.load(
-            args.labels, sampler="ddpm", steps=args.peer_steps, guidance=1.0, dtype="fp32"
-        ),
-        SpadePipeline.load(args.images, dtype="float32"),
-        "",
-        1,
-    )
-    ours.style = peer.style = ours.images.styles[0].name
-    with tempfile.TemporaryDirectory() as folder:
-        flops = gflop(lambda: ours.run(Path(folder), 0)) / ours.batch  # also warms up
-        ours.forget()
-        for pair in range(args.pairs):
-            ours.run(Path(folder), pair * args.batch)
-            peer.run(Path(folder), pair)
-            print(
-                f"pair {pair + 1}: ours {ours.wall[-1]:.3f} s, peer {peer.wall[-1]:.1f} s a slice"
-            )
-    report(ours, peer, flops, memory_by_n(args.labels, args.memory), args)
-
-
-def report(
-    ours: Way, peer: Way, flops: float, memory: dict[int, float], args: argparse.Namespace
-) -> None:
-    """Print the table and write the JSON."""
-    ratio = [p / o for o, p in zip(ours.wall, peer.wall, strict=True)]
-    cpu_ratio = [p / o for o, p in zip(ours.cpu, peer.cpu, strict=True)]
-    result: dict[str, Any] = {
+    torch.set_num_threads(1)
+    about = {
         "made_by": "benchmarks/speed_generation.py",
         "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
         "versions": provenance(),
-        "threads": args.threads,
-        "pairs": args.pairs,
-        "batch": args.batch,
-        "peer_steps": args.peer_steps,
-        "ratio_wall": spread(ratio),
-        "ratio_cpu": spread(cpu_ratio),
-        "ours_s_per_slice": spread(ours.wall),
-        "peer_s_per_slice": spread(peer.wall),
-        "ours_gflop_per_slice": flops,
-        "ours_gflop_per_s": flops / float(np.median(ours.wall)),
-        "ours_stage_share": shares(ours),
-        "peer_stage_share": shares(peer),
-        "peak_memory_mib_by_n": memory,
+        "machine": machine(),
+        "threads": 1,
     }
-    for name in ("ratio_wall", "ratio_cpu", "ours_s_per_slice", "peer_s_per_slice"):
-        value = result[name]
-        print(f"{name:18} {value['median']:9.3f}  [{value['q25']:.3f}, {value['q75']:.3f}]")
-    print(f"{flops:.0f} GFLOP a slice, {result['ours_gflop_per_s']:.0f} GFLOP/s")
-    for stage, share in result["ours_stage_share"].items():
-        print(f"  {stage:32} ours {share:6.1%}   peer {result['peer_stage_share'][stage]:6.1%}")
-    print("peak memory (MiB) by --n:", {n: round(m) for n, m in memory.items()})
+    results = Path(__file__).parent / "results"
     day = datetime.now(tz=UTC).date().isoformat()
-    target = Path(__file__).parent / "results" / f"speed_generation-{day}.json"
+    if args.curve:
+        generation_curve.measure(args, about, results / f"generation_curve-{day}.json")
+        return
+    ways = {
+        name: Way.load(
+            args.fast_labels if name == FAST else args.labels, args.images, setting, args.batch
+        )
+        for name, setting in SETTINGS.items()
+    }
+    ceilings, peer = measure(ways, args.rounds)
+    result = about | {"rounds": args.rounds, "batch": args.batch}
+    result |= summary(ways, ceilings, peer)
+    result["overlap"] = overlap(ways[MAIN], args.rounds, 4)
+    result["scaling"] = scaling((args.labels, args.images), 3, 2)
+    show(result)
+    target = results / f"speed_generation-{day}.json"
     target.write_text(json.dumps(result, indent=1) + "\n")
     print("written:", target.relative_to(Path(__file__).parents[1]))
-
-
-def shares(way: Way) -> dict[str, float]:
-    """Return each stage's share of the wall time."""
-    total = sum(sum(seconds) for seconds in way.stages.values())
-    return {stage: sum(seconds) / total for stage, seconds in way.stages.items()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The public names load on first use, so that `import synthgen` costs nothing.
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,13 +46,14 @@ def load_pipeline(
     """
     # Imported here, so that `import synthgen` costs nothing.
     from synthgen.core.errors import StoreError  # noqa: PLC0415
+    from synthgen.core.input_files import read_json  # noqa: PLC0415
     from synthgen.images import load_image_generator  # noqa: PLC0415
     from synthgen.labels import load_label_generator  # noqa: PLC0415
 
     folder = Path(folder)
     index = folder / "model_index.json"
     try:
-        name = json.loads(index.read_bytes())["_class_name"]
+        name = read_json(index)["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{index}: expected a model that `synthgen train` wrote ({error})"

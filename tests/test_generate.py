@@ -13,10 +13,11 @@ from file_digests import digests
 from tiny_generators import SHAPE, TinyImages, TinyLabels
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import Manifest
+from synthgen.core.manifest import Manifest, sealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.data.shard_file import read_shard
-from synthgen.data.shards import Shards, shard_path, verify
+from synthgen.data.shards import Shards, shard_path
+from synthgen.data.verify import verify
 from synthgen.generate import (
     Acceptance,
     GenerationSettings,
@@ -435,7 +436,7 @@ def test_replay_tells_what_differs(labels):
 def test_replay_of_a_manifest_that_lacks_something_is_refused(labels):
     raw = json.loads((labels / "manifest.json").read_text())
     del raw["identity"]["conditions"]
-    (labels / "manifest.json").write_text(json.dumps(raw))
+    (labels / "manifest.json").write_text(json.dumps(sealed(raw)))
     with pytest.raises(StoreError, match="lacks what made the dataset"):
         replay_labels(Shards(labels), TinyLabels())
 

@@ -12,7 +12,8 @@ import pytest
 from file_digests import digests
 from tiny_models import write_image_model, write_label_model
 
-from synthgen.data.shards import Shards, verify
+from synthgen.data.shards import Shards
+from synthgen.data.verify import verify
 
 pytestmark = [pytest.mark.multiprocess]
 

@@ -38,14 +38,18 @@ def test_what_ships_is_found_and_absence_is_none(monkeypatch, models, tmp_path):
     monkeypatch.setattr(starter, "FOLDER", models / "packed")
     assert starter.starter_folder("labels") == models / "packed" / "labels"
     assert starter.starter_folder("angiograms") is None
+    assert starter.starter_names() == ["images", "labels"]
     monkeypatch.setattr(starter, "FOLDER", tmp_path)
     assert starter.starter_folder("labels") is None
 
 
-@pytest.mark.parametrize("kind", ["labels", "images", "angiograms"])
-def test_what_ships_here_is_whole_and_small(kind):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("labels", "labels"), ("labels_fast", "labels"), ("images", "images"), ("angiograms",) * 2],
+)
+def test_what_ships_here_is_whole_and_small(name, kind):
     """Of this checkout: nothing, or a model that passes every check."""
-    folder = starter.starter_folder(kind)
+    folder = starter.starter_folder(name)
     if folder is not None:
         model = read_model_folder(folder, kind)
         assert model.record["subjects"]

@@ -10,13 +10,14 @@ from file_digests import digests
 from tiny_vessels import SHAPE, Negative, Threshold, Tubes
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import Manifest
+from synthgen.core.manifest import Manifest, sealed
 from synthgen.core.rng import SampleKey
 from synthgen.core.schema import VESSEL
 from synthgen.data.preview import draw_preview
 from synthgen.data.shard_checks import PAST_THE_END, PICTURE_EXTRAS
 from synthgen.data.shard_file import open_shard, read_shard, write_shard
-from synthgen.data.shards import Shards, shard_path, verify
+from synthgen.data.shards import Shards, shard_path
+from synthgen.data.verify import verify
 from synthgen.data.vessel_panels import OUTLINE, vessel_panels
 from synthgen.evaluate.overview import overview
 from synthgen.generate import (
@@ -273,7 +274,7 @@ def test_replay_of_a_manifest_that_lacks_something_is_refused(tmp_path):
     vessels(tmp_path, n=2)
     raw = json.loads((tmp_path / "manifest.json").read_text())
     del raw["identity"]["extras"], raw["identity"]["threads"]
-    (tmp_path / "manifest.json").write_text(json.dumps(raw))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(raw)))
     with pytest.raises(StoreError, match="lacks what made the dataset"):
         replay_vessels(Shards(tmp_path), Tubes())
 

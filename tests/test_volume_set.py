@@ -12,6 +12,7 @@ from file_digests import digests
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.lock import LOCK, folder_lock
+from synthgen.core.manifest import sealed
 from synthgen.core.schema import BRAIN9
 from synthgen.data.anatomies import Anatomies
 from synthgen.data.real_volumes import RealVolumes, VolumeLayout
@@ -52,7 +53,8 @@ def test_the_folder_is_nnunets(quiet, volumes):
     assert description["channel_names"] == {"0": "image"}
     assert description["labels"] == {"background": 0, "csf": 1, "gm": 2, "wm": 3, "wmh": 4}
     assert (description["numTraining"], description["file_ending"]) == (10, ".nii.gz")
-    assert description["synthgen"] == {"real": False, "subjects": ["labels/sub-0", "labels/sub-1"]}
+    subjects = ["labels/sub-0", "labels/sub-1"]
+    assert description["synthgen"] == sealed({"real": False, "subjects": subjects})
     assert len(description["dataset"]) == 10
     for case, files in description["dataset"].items():
         assert files["label"] == f"labelsTr/{case}.nii.gz"

@@ -10,7 +10,8 @@ from tiny_generators import TinyLabels
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.lock import LOCK, folder_lock
 from synthgen.core.manifest import Manifest
-from synthgen.data.shards import shard_path, verify
+from synthgen.data.shards import shard_path
+from synthgen.data.verify import verify
 from synthgen.generate import GenerationSettings, generate_labels
 from synthgen.labels import ConditionRange
 from synthgen.runtime import worker

@@ -28,6 +28,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from synthgen.core.errors import StoreError
+from synthgen.core.input_files import parse_json
+from synthgen.data.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -198,10 +200,10 @@ class CaseStore:
         self._file: h5py.File | None = None
         self._pid = -1
         try:
-            with h5py.File(self.path, "r", locking=False) as file:
+            with open_hdf5(self.path) as file:
                 if file.attrs.get("format") != FORMAT:
                     raise StoreError(f"{path}: expected format '{FORMAT}'; delete it and repeat")
-                self.tissues: tuple[str, ...] = tuple(json.loads(file.attrs["tissues"]))
+                self.tissues: tuple[str, ...] = tuple(parse_json(file.attrs["tissues"]))
                 self.spacing_mm = float(file.attrs["spacing_mm"])
                 self.shape: tuple[int, int] = file["images"].shape[1:]
                 self.subject, self.slice, self.modality = (
@@ -209,7 +211,7 @@ class CaseStore:
                     for name in ("subject", "slice", "modality")
                 )
                 self.z: npt.NDArray[np.int64] = file["z"][:]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(f"{path}: not readable ({error}); delete it and repeat") from error
@@ -242,7 +244,7 @@ class CaseStore:
 
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = h5py.File(self.path, "r", locking=False), os.getpid()
+            self._file, self._pid = open_hdf5(self.path), os.getpid()
         return self._file
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write_json(path: Path, body: object) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_bytes())
+        body = read_json(path)
     except (OSError, ValueError):
         return {}
     return body if isinstance(body, dict) else {}

@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading import nnunet_dataset
 from synthgen.benchmark.arm_store import CaseStore, store_path
 from synthgen.benchmark.arms import Part, draws
 from synthgen.core.errors import StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import write_atomic
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class StoreDataset(nnunet_dataset.nnUNetBaseDataset):  # type: ignore[misc]
         identifiers: npt.NDArray[np.int64] | None = None,
         folder_with_segs_from_previous_stage: str | None = None,
     ) -> None:
-        parts = json.loads((Path(folder) / CASES).read_bytes())
+        parts = read_json(Path(folder) / CASES)
         self._stores = [CaseStore(Path(part.pop("file"))) for part in parts]
         self._parts = [Part(**part) for part in parts]
         self._offsets = np.cumsum([0, *(len(store) for store in self._stores)])

@@ -8,7 +8,6 @@ reference has and the prediction lacks has Dice 0 and counts as missed.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from synthgen.benchmark.job import CASES, DONE, FAILED
 from synthgen.benchmark.spec import SPEC
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -195,7 +195,7 @@ def read_results(out: Path) -> Results:
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from synthgen.benchmark.arms import REFERENCE, Arm, Part, Stage, build_arms
 from synthgen.benchmark.trainers import trainer_settings
 from synthgen.core.errors import GeometryError, LeakageError, RequestError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import digest, provenance, write_atomic
 from synthgen.core.tissue_groups import DEFAULT_TISSUES, TissueGroups
 from synthgen.data.rows import open_source
@@ -188,7 +189,7 @@ class Spec:
         """
         path = out / SPEC
         try:
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path)
             if raw.pop("format") != FORMAT:
                 raise StoreError(f"{path}: expected format '{FORMAT}'")
             raw.pop("ratio")

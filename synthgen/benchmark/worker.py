@@ -7,7 +7,6 @@ does, which holds the other end of its standard input.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -25,6 +24,7 @@ from synthgen.benchmark.job import CASES, DONE, PLAN, Job, write_json
 from synthgen.benchmark.metrics import volume_rows
 from synthgen.benchmark.spec import Spec
 from synthgen.benchmark.trainers import SEGMENTERS
+from synthgen.core.input_files import read_json
 from synthgen.torchvision_guard import hide_broken_torchvision
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _trained(job: Job) -> tuple[Predict, dict[str, Any]]:
         return segmenters.Predictor(model, job.seed, mirror=mirror), losses
     from synthgen.benchmark import nnunet_train  # noqa: PLC0415 - nnU-Net takes seconds
 
-    losses = nnunet_train.train(job, json.loads((job.out / PLAN).read_bytes()))
+    losses = nnunet_train.train(job, read_json(job.out / PLAN))
     return nnunet_train.Predictor(mirror=mirror), losses
 
 

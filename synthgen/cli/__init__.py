@@ -13,7 +13,7 @@ import typer
 
 from synthgen import __version__
 from synthgen.core.errors import SynthgenError
-from synthgen.core.interrupt import Interrupted, interrupt, on_signals
+from synthgen.core.interrupt import Interrupted, interruptible
 
 _COMMANDS = (
     "demo",
@@ -80,7 +80,7 @@ def main() -> None:
     """Run the command line; what goes wrong becomes one line on stderr and an exit code."""
     _log_to_stderr()
     try:
-        with on_signals(interrupt):
+        with interruptible():
             build_app()()
     except SynthgenError as error:
         print(f"synthgen: {error}", file=sys.stderr)

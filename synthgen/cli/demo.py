@@ -24,7 +24,7 @@ def command(
     images = out / "images" / "+".join(STYLES)
     report = out / "reports" / "demo"
     size = ("--batch-size", 8, "--shard-size", 16)
-    speed = ("--precision", "bf16", "--threads", 2, "--workspace", out)
+    speed = ("--threads", 2, "--workspace", out)
     _run("labels", "--n", n, "--slice", "0.4:0.85", "--lesion", "wmh=0:0.02", *size, *speed)
     _run("images", "--style", ",".join(STYLES), *size, *speed)
     _run("verify", images)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.pace import Pace
 from synthgen.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ SeedOption = Annotated[int, typer.Option(help="Seed of the dataset.")]
 ShardSizeOption = Annotated[int, typer.Option(help="Samples in one file.")]
 BatchSizeOption = Annotated[int, typer.Option(help="Samples computed at once.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the networks.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(help="Number format of the networks; part of what decides the bytes."),
+]
 ThreadsOption = Annotated[
     int, typer.Option(help="CPU threads of each worker; part of what decides the bytes.")
 ]
@@ -184,6 +188,15 @@ def idle_cores(settings: GenerationSettings, device: str, command: str) -> str:
     )
 
 
+def slow_format(precision: Precision, device: str) -> str:
+    """Return a warning of a number format that a device only emulates, or ""."""
+    from synthgen.cli.doctor import native_bf16
+
+    if precision is Precision.FP32 or native_bf16(device):
+        return ""
+    return f"{device} only emulates bf16; --precision fp32 is faster here (another dataset)"
+
+
 @contextmanager
 def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
     """Show progress: a bar on a terminal, elsewhere a line every 30 s."""
@@ -203,18 +216,17 @@ def progress_on_stderr(what: str, unit: str = "samples") -> Iterator[Callable[[i
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     last = time.monotonic()
-    first: tuple[float, int] | None = None
+    pace = Pace()
 
     def line(done: int, total: int) -> None:
-        nonlocal last, first
+        nonlocal last
         now = time.monotonic()
-        # What was there already took no time of this run.
-        first = first or (now, done)
+        pace.mark(now, done)
         if now - last >= LINE_EVERY_S:
             last = now
-            rate = (done - first[1]) / max(now - first[0], 1e-9)
-            left = f", {duration((total - done) / rate)} left" if rate else ""
-            text = f"{what}: {done} of {total} {unit}, {rate:.3g}/s{left}"
+            left_s = pace.left_s(total)
+            left = "" if left_s is None else f", {duration(left_s)} left"
+            text = f"{what}: {done} of {total} {unit}, {pace.rate:.3g}/s{left}"
             print(text, file=sys.stderr, flush=True)
 
     yield line

@@ -72,7 +72,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     shard_size: ShardSizeOption = 64,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = Precision.FP32,
+    precision: PrecisionOption = Precision.BF16,
     threads: ThreadsOption = THREADS,
     repair: RepairOption = False,
     this_worker: WorkerOption = None,
@@ -81,7 +81,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     workspace: WorkspaceOption = Path("work"),
 ) -> None:
     """Make a dataset of images, each with its labels, or continue one."""
-    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device
+    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device, slow_format
     from synthgen.cli.styles import style_files
     from synthgen.core.workspace import Workspace
 
@@ -110,6 +110,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
             if one.name in styles and one.source == "simulated":
                 print(SIMULATED.format(one.name))
         print(idle_cores(settings, where, "images") or f"device: {where}")
+        if found and (slow := slow_format(precision, where)):
+            print(slow)
     notes = {
         "model": found.name if found else CONTRAST,
         "load": json.dumps(load, sort_keys=True),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from synthgen.cli.generation import STARTER, JsonOption, WorkspaceOption, size
-from synthgen.core.model_folder import CARD, INDEX, read_record
+from synthgen.core.model_folder import INDEX, read_card, read_record
 from synthgen.core.workspace import Workspace
 
 
@@ -75,13 +75,11 @@ def _list(topic: Topic, workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _models(workspace: Workspace) -> list[dict[str, Any]]:
-    from synthgen.starter import starter_folder
+    from synthgen.starter import FOLDER, starter_names
 
     folders = {p.parent.name: p.parent for p in (workspace.root / "models").glob(f"*/{INDEX}")}
-    shipped = {
-        f"{STARTER}{kind}": starter_folder(kind) for kind in ("labels", "images", "angiograms")
-    }
-    found = sorted(folders.items()) + [(name, path) for name, path in shipped.items() if path]
+    shipped = [(f"{STARTER}{name}", FOLDER / name) for name in starter_names()]
+    found = sorted(folders.items()) + shipped
     return [_model(name, folder) for name, folder in found]
 
 
@@ -100,7 +98,7 @@ def _model(name: str, folder: Path) -> dict[str, Any]:
             "recipe": recipe["name"] if isinstance(recipe, dict) else recipe,
             "subjects": len(record["subjects"]),
             **where,
-            "card": (folder / CARD).read_text(),
+            "card": read_card(folder),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {"model": name, "kind": "unreadable", **where, "card": str(error)}

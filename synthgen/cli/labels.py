@@ -106,7 +106,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
         typer.Option(help="Draws of a map, at most, until it meets its lesion request."),
     ] = 4,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = Precision.FP32,
+    precision: PrecisionOption = Precision.BF16,
     threads: ThreadsOption = THREADS,
     repair: RepairOption = False,
     this_worker: WorkerOption = None,
@@ -119,7 +119,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
     lesions = parse_lesions(lesion or ())
     position = parse_range(slices, "--slice") if slices is not None else None
     rank = parse_range(csf, "--csf") if csf is not None else None
-    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device
+    from synthgen.cli.generation import complete, find_model, idle_cores, pick_device, slow_format
     from synthgen.core.workspace import Workspace
 
     found = find_model(model, workspace, "labels")
@@ -146,6 +146,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
         print(f"conditions: {_shown(conditions)}")
         print(f"training data: {_shown(generator.conditions)}")
         print(idle_cores(settings, place, "labels") or f"device: {place}")
+        if slow := slow_format(precision, place):
+            print(slow)
     job = LabelJob(generator, conditions, settings, acceptance)
     notes = {"model": found.name, "load": json.dumps(load, sort_keys=True)}
     target = out or Workspace(workspace).labels

@@ -27,6 +27,7 @@ from synthgen.cli.generation import (
     progress_on_stderr,
 )
 from synthgen.core.errors import RequestError, StoreError, SynthgenError
+from synthgen.core.input_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -268,7 +269,7 @@ def _write_table(segmenter: "TrainedSegmenter", cases: "Sequence[ImageCase]", ou
     path = out / TABLE
     try:
         if path.is_file():
-            if json.loads(path.read_bytes()).get("labels") == labels:
+            if read_json(path).get("labels") == labels:
                 return
             raise RequestError(
                 f"--out: {path} names other labels, the folder holds something else; choose "

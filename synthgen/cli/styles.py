@@ -8,6 +8,7 @@ import typer
 
 from synthgen.cli.generation import JsonOption, WorkspaceOption, find_model
 from synthgen.core.errors import StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _bank(model: Path) -> list[dict[str, str]]:
     """Return the records of a model's style bank."""
     path = model / "style_bank" / "config.json"
     try:
-        return [dict(style) for style in json.loads(path.read_bytes())["styles"]]
+        return [dict(style) for style in read_json(path)["styles"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: not the settings of a style bank ({error})") from error
 

@@ -1,5 +1,8 @@
 """`synthgen train labels|images|angiograms RECIPE`: train a generator on real data.
 
+`synthgen train distil RECIPE [--teacher MODEL]`: a label model that samples in few steps, from one
+that takes many; needs no data.
+
 `synthgen train imgx|hidiff RECIPE --data PATH`: train a segmenter on labelled images, real,
 generated or mixed.
 """
@@ -22,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Train a generator on real data, or a segmenter on labelled images."
 )
 
-Section = Literal["labels", "images", "angiograms", "imgx", "hidiff"]
+Section = Literal["labels", "distil", "images", "angiograms", "imgx", "hidiff"]
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a recipe's name (see `synthgen info recipes`).")
@@ -76,6 +79,32 @@ def labels(
     from synthgen.labels.train import train_labels
 
     train_labels(document, store, out, resume=resume, max_minutes=max_minutes)
+    print(f"model: {out}")
+
+
+@app.command("distil")
+def distil(
+    recipe: RecipeArgument,
+    *,
+    override: OverrideOption = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Label model. Default: work/models/labels, else the shipped one."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")] = Path(
+        "work/models/labels_fast"
+    ),
+    resume: ResumeOption = False,
+    max_minutes: MinutesOption = None,
+) -> None:
+    """Teach a label model to sample in few steps, from its own samples, without data."""
+    document = _load(recipe, override, "distil")
+    from synthgen.cli.generation import find_model
+    from synthgen.labels.distil import distil_labels
+
+    found = find_model(teacher, Path("work"), "labels")
+    print(f"teacher: {found.shown}")
+    distil_labels(document, found.folder, out, resume=resume, max_minutes=max_minutes)
     print(f"model: {out}")
 
 

@@ -15,7 +15,7 @@ def command(
     """Check checksums, rows, label maps, images and extra arrays; exit code 3 if any is wrong."""
     from synthgen.cli.generation import progress_on_stderr
     from synthgen.core.manifest import Manifest
-    from synthgen.data.shards import verify
+    from synthgen.data.verify import verify
 
     manifest = Manifest.read(dataset)
     with progress_on_stderr("verify") as progress:

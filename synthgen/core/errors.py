@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+_LONGEST = 4000
+"""Characters of a message."""
+
 
 class SynthgenError(Exception):
     """Base of every error that synthgen raises on purpose.
 
-    The message is one line: what was expected, what came, which file, what to do.
+    The message is one line: what was expected, what came, which file, what to do. Line breaks and
+    terminal codes, which a file's content or name may hold, are written out; length is bounded.
     """
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class RequestError(SynthgenError, ValueError):

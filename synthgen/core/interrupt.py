@@ -28,11 +28,6 @@ class Interrupted(SystemExit):
         self.note = note
 
 
-def interrupt(signum: int) -> None:
-    """Raise `Interrupted`: what `on_signals` calls where work can be dropped at any moment."""
-    raise Interrupted(signum)
-
-
 @contextmanager
 def on_signals(react: Callable[[int], None]) -> Iterator[None]:
     """Call `react` once, with the number of the first SIGINT or SIGTERM.
@@ -63,3 +58,44 @@ def on_signals(react: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` on the first SIGINT or SIGTERM, wherever the work is: it can be dropped.
+
+    Libraries may turn it into an error of their own (numba, while it looks up types) or swallow it
+    and stumble (torch, while it reads a file): whatever is raised after a signal is taken for it.
+    """
+    heard: list[int] = []
+
+    def react(signum: int) -> None:
+        heard.append(signum)
+        raise Interrupted(signum)
+
+    try:
+        with on_signals(react):
+            yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if heard:
+            raise Interrupted(heard[0]) from error
+        raise
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises `Interrupted` once SIGINT or SIGTERM came.
+
+    To be called where work can stop. Raised anywhere else in the main thread, it may leave a lock
+    of a library taken (that of HDF5, say), on which a writing thread would then wait for ever.
+    """
+    heard: list[int] = []
+
+    def check() -> None:
+        if heard:
+            raise Interrupted(heard[0])
+
+    with on_signals(heard.append):
+        yield check

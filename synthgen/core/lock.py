@@ -119,9 +119,17 @@ class Claim:
                 _warn(path.parent, error)
                 return cls(path, None)
             if locked:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
-                return cls(path, descriptor)
+                claim = cls(path, descriptor)
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+                except OSError as error:
+                    claim.release()
+                    raise StoreError(
+                        f"{path}: could not be written ({error.strerror or error}); free space, "
+                        "then run the command again"
+                    ) from error
+                return claim
             os.close(descriptor)
             if time.monotonic() >= deadline:
                 return None

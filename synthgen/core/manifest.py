@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import is_list_of, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = "synthgen-dataset/1"
 MANIFEST = "manifest.json"
+_SEAL = "sha256"
+_REMEDY = "restore it from a copy, or delete the dataset and make it again"
 
 
 def canonical_json(value: object) -> str:
@@ -40,6 +44,42 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON-able document with the digest of its content, for `unsealed` to compare."""
+    plain: dict[str, Any] = json.loads(json.dumps({**body, _SEAL: None}))
+    del plain[_SEAL]
+    return plain | {_SEAL: digest(plain)}
+
+
+def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a document that `sealed` returned, read back from JSON.
+
+    Documents without a digest, of versions that did not write one, are taken as they are.
+
+    Raises:
+        ValueError: the content is not what was sealed.
+    """
+    plain = {key: value for key, value in document.items() if key != _SEAL}
+    if _SEAL in document and document[_SEAL] != digest(plain):
+        raise ValueError("damaged: its checksum differs")
+    return plain
+
+
+def require_digest(path: Path, expected: str, remedy: str) -> None:
+    """Refuse a file that is not what was written.
+
+    Raises:
+        StoreError: missing or damaged; the message ends with `remedy`.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path}: missing; {remedy}")
+    found = file_digest(path)
+    if found != expected:
+        raise StoreError(
+            f"{path}: damaged, its SHA-256 is {found[:12]}... and not {expected[:12]}...; {remedy}"
+        )
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary neighbour, fsync, rename.
 
@@ -54,7 +94,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only, say
+            temporary.unlink()
         if not isinstance(error, OSError):
             raise
         raise StoreError(
@@ -97,7 +138,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`, atomically."""
         body = {"format": FORMAT, **asdict(self)}
-        text = json.dumps(body, indent=1, sort_keys=True)
+        text = json.dumps(sealed(body), indent=1, sort_keys=True)
         write_atomic(folder / MANIFEST, text.encode() + b"\n")
 
     @classmethod
@@ -109,19 +150,37 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path)
         except FileNotFoundError as error:
             raise StoreError(f"{path}: no such file; {folder} is not a synthgen dataset") from error
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: not readable as JSON ({error})") from error
+            raise StoreError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise StoreError(f"{path}: expected format '{FORMAT}', got {found!r}")
-        raw.pop("format")
+            raise StoreError(f"{path}: expected format '{FORMAT}', got {found!r}; {_REMEDY}")
         try:
-            return cls(**raw)
-        except TypeError as error:
-            raise StoreError(f"{path}: not a dataset manifest ({error})") from error
+            content = unsealed(raw)
+            content.pop("format")
+            manifest = cls(**content)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{path}: not a dataset manifest ({error}); {_REMEDY}") from error
+        if wrong := manifest._problem():
+            raise StoreError(f"{path}: not a dataset manifest ({wrong}); {_REMEDY}")
+        return manifest
+
+    def _problem(self) -> str:
+        """Return which field is none that `write` would have written, or ""."""
+        text = {"kind": self.kind, "schema": self.schema}
+        fine = {
+            **{name: isinstance(value, str) for name, value in text.items()},
+            "n": type(self.n) is int and self.n >= 0,
+            "identity": isinstance(self.identity, dict),
+            "subjects": is_list_of(self.subjects, str),
+            "provenance": isinstance(self.provenance, dict)
+            and is_list_of([*self.provenance.values()], str),
+        }
+        wrong = [name for name, good in fine.items() if not good]
+        return f"'{wrong[0]}' is {getattr(self, wrong[0])!r:.60}" if wrong else ""
 
     def require_same_identity(self, other: Manifest, folder: Path) -> None:
         """Refuse to continue a folder that holds another dataset.

@@ -13,8 +13,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import SchemaError, StoreError
+from synthgen.core.input_files import is_list_of, read_bytes, read_json, read_text
 from synthgen.core.lock import file_lock
-from synthgen.core.manifest import digest, file_digest, provenance
+from synthgen.core.manifest import (
+    digest,
+    file_digest,
+    provenance,
+    require_digest,
+    sealed,
+    unsealed,
+)
+from synthgen.core.model_settings import (
+    MAX_ELEMENTS,
+    MAX_SETTING,
+    require_model_file,
+    require_no_programs,
+    require_plain_settings,
+)
 from synthgen.core.schema import LabelSchema
 
 if TYPE_CHECKING:
@@ -23,7 +38,7 @@ if TYPE_CHECKING:
 
 FORMAT = "synthgen-model/1"
 RECORD, SCHEMA, CARD, INDEX = "synthgen.json", "schema.json", "card.md", "model_index.json"
-_REMEDY = "copy the model again or train it again"
+REMEDY = "copy the model again or train it again"
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ def _write(
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        whole = {**body, "files": files, "provenance": provenance()}
+        whole = sealed({**body, "files": files, "provenance": provenance()})
         text = json.dumps(whole, indent=1, sort_keys=True)
         (temporary / RECORD).write_text(text + "\n")
         (temporary / CARD).write_text(card)
@@ -119,7 +134,7 @@ def _write(
 def _forget_origin(folder: Path) -> None:
     """Drop the path from which diffusers loaded a network, which it adds to its settings."""
     for path in folder.rglob("*.json"):
-        settings = json.loads(path.read_bytes())
+        settings = read_json(path)
         if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
@@ -132,23 +147,50 @@ def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         command = f"synthgen train {kind}" if kind else "synthgen train"
         raise StoreError(
             f"{path}: no such file; expected a model folder that `{command}` wrote"
         ) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error}); {_REMEDY}") from error
+        raise StoreError(f"{path}: not readable as JSON ({error}); {REMEDY}") from error
     found = (record.get("format"), record.get("kind")) if isinstance(record, dict) else record
     if not isinstance(record, dict) or found != (FORMAT, kind or record.get("kind")):
         wanted = f" of kind '{kind}'" if kind else ""
-        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}")
-    files = record.get("files")
-    for name in (INDEX, SCHEMA):
-        if not isinstance(files, dict) or name not in files:
-            raise StoreError(f"{path}: lists no file {name}; {_REMEDY}")
+        raise StoreError(f"{path}: expected format '{FORMAT}'{wanted}, got {found!r}; {REMEDY}")
+    try:
+        record = unsealed(record)
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}; {REMEDY}") from error
+    _require_files(path, record.get("files"))
+    if not is_list_of(record.get("subjects", []), str):
+        raise StoreError(f"{path}: 'subjects' must be a list of names; {REMEDY}")
     return record
+
+
+def _require_files(path: Path, files: object) -> None:
+    """Refuse a list of files that no model has."""
+    listed = files if isinstance(files, dict) else {}
+    for name in (INDEX, SCHEMA):
+        if name not in listed:
+            raise StoreError(f"{path}: lists no file {name}; {REMEDY}")
+    if not is_list_of([*listed.values()], str):
+        raise StoreError(f"{path}: 'files' must hold checksums; {REMEDY}")
+    for name in listed:
+        require_model_file(path, name)
+
+
+def read_shape(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the size (X, Y) of a model's images, from its record.
+
+    Raises:
+        ValueError, TypeError, KeyError: the record does not say, or says what cannot be.
+    """
+    x, y = (int(side) for side in record["shape"])
+    if not (1 <= x <= MAX_SETTING and 1 <= y <= MAX_SETTING and x * y <= MAX_ELEMENTS):
+        raise ValueError(f"no model of images has the shape {record['shape']}")
+    return x, y
 
 
 def files_digest(record: Mapping[str, Any]) -> str:
@@ -164,24 +206,24 @@ def read_model_folder(folder: Path, kind: str | None = None) -> ModelFolder:
         kind: "labels", "images" or "angiograms"; None for any.
 
     Raises:
-        StoreError: no such folder, of another kind, or a file is missing or damaged, by name.
+        StoreError: no such folder, of another kind; a file is missing or damaged, by name; or it
+            holds what no model of synthgen holds: pickles, code, settings beyond measure.
     """
     record = read_record(folder, kind)
+    require_no_programs(folder)
     for name, expected in record["files"].items():
-        _check_file(folder / name, expected)
+        require_digest(folder / name, expected, REMEDY)
+    for name in record["files"]:
+        if name.endswith(".json") and name != SCHEMA:
+            require_plain_settings(folder / name, index=name == INDEX)
     try:
-        schema = LabelSchema.from_json((folder / SCHEMA).read_text())
-    except SchemaError as error:
+        schema = LabelSchema.from_json(read_text(folder / SCHEMA))
+    except (OSError, SchemaError, ValueError) as error:
         raise StoreError(f"{folder / SCHEMA}: {error}") from error
     return ModelFolder(record, schema)
 
 
-def _check_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: missing, the model is incomplete; {_REMEDY}")
-    found = file_digest(path)
-    if found != expected:
-        raise StoreError(
-            f"{path}: damaged, its SHA-256 is {found[:12]}... and not {expected[:12]}... as "
-            f"{RECORD} says; {_REMEDY}"
-        )
+def read_card(folder: Path) -> str:
+    """Return the text of `card.md`, which no checksum guards; "" without one."""
+    path = folder / CARD
+    return read_bytes(path).decode(errors="replace") if path.is_file() else ""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import RequestError, SchemaError
+from synthgen.core.input_files import parse_json
 
 SUM_TOLERANCE = 1e-4
 """How far float PV channels may be from summing to 1 (uint8 storage must sum to 255 exactly)."""
@@ -112,13 +113,17 @@ class LabelSchema:
             SchemaError: the text is not the JSON of a schema.
         """
         try:
-            raw: dict[str, Any] = json.loads(text)
+            raw: dict[str, Any] = parse_json(text)
             tissues = tuple(
                 Tissue(str(t["name"]), int(t["value"]), bool(t["lesion"])) for t in raw["tissues"]
             )
-            return cls(str(raw["name"]), tissues)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            name = str(raw["name"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SchemaError(f"not the JSON of a label schema: {error}") from error
+        outside = [tissue.value for tissue in tissues if not 0 <= tissue.value <= 255]
+        if outside:
+            raise SchemaError(f"schema '{name}': values lie in 0 .. 255, got {outside[0]}")
+        return cls(name, tissues)
 
     def require_same(self, other: LabelSchema, where: str) -> None:
         """Refuse data of another schema.
@@ -149,7 +154,7 @@ class LabelSchema:
                 f"got an array of shape {pv.shape}"
             )
         if pv.dtype == np.uint8:
-            self._check_sum(pv.astype(np.int64).sum(axis=0), 255, 0, where)
+            self._check_sum(pv.sum(axis=0, dtype=np.int32), 255, 0, where)
             return
         # NaN fails both comparisons, so it is caught here as well.
         bad = ~((pv >= 0) & (pv <= 1))

@@ -7,11 +7,11 @@ Ids and names are those of FreeSurfer's colour table (Fischl 2012, doi:10.1016/j
 from __future__ import annotations
 
 import csv
-import json
 import re
 from typing import TYPE_CHECKING
 
 from synthgen.core.errors import SchemaError, StoreError
+from synthgen.core.input_files import parse_json, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,14 +131,16 @@ def read_table(path: Path, schema: LabelSchema) -> dict[int, int]:
         SchemaError: no entry, or a name that is no tissue; all such names are listed.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.suffix == ".json":
-            entries = _json_entries(path, json.loads(text))
+            entries = _json_entries(path, parse_json(text))
         elif path.suffix == ".tsv":
             entries = _tsv_entries(path, text)
         else:
             entries = _colour_entries(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, SchemaError):
+            raise
         raise StoreError(f"{path}: not a readable label table ({error})") from error
     return _channels(path, entries, schema)
 
@@ -172,7 +174,7 @@ def _json_entries(path: Path, raw: object) -> list[tuple[int, str]]:
                 entries.append((int(entry["id"]), str(raw[classes][entry[classes]])))
             else:
                 entries.append((int(entry["id"]), str(entry["name"])))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise SchemaError(
             f"{path}: not a label table; expected 'labels' with 'id' and 'name' or a class, "
             f"or ids with tissue names ({type(error).__name__}: {error})"
@@ -184,10 +186,10 @@ def _tsv_entries(path: Path, text: str) -> list[tuple[int, str]]:
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     if rows and not {"index", "name"} <= set(rows[0]):
         raise SchemaError(
-            f"{path}: expected the columns 'index' and 'name', got {', '.join(rows[0])}"
+            f"{path}: expected the columns 'index' and 'name', got {', '.join(map(str, rows[0]))}"
         )
     try:
-        return [(int(row["index"]), row["name"]) for row in rows]
+        return [(int(row["index"]), str(row["name"] or "")) for row in rows]
     except (TypeError, ValueError) as error:
         raise SchemaError(f"{path}: column 'index' must hold integers ({error})") from error
 
@@ -196,6 +198,6 @@ def _colour_entries(text: str) -> list[tuple[int, str]]:
     entries = []
     for line in text.splitlines():
         fields = line.split()
-        if len(fields) >= 2 and fields[0].isdigit():
+        if len(fields) >= 2 and fields[0].isdecimal():
             entries.append((int(fields[0]), fields[1]))
     return entries

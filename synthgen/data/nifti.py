@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,18 @@ from nibabel.spatialimages import HeaderDataError
 from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid
 from synthgen.core.manifest import write_atomic
+from synthgen.data.nifti_header import require_sane_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_VOXELS = 2**30
 MAX_SPACING_MM = 20.0
 _ROBUST = (0.5, 99.5)
 _GZIP_LEVEL = 6
+_PIECE = 2**20
+_MOST_BEHIND = 2**16
+"""Most bytes behind the voxels of a file."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -110,11 +114,17 @@ def read_labels(path: Path, *, may_be_empty: bool = False) -> Volume:
         _require_3d(volume)
     else:
         volume = read_image(path)
-    labels = np.rint(volume.data)
-    if np.abs(labels - volume.data).max() > 1e-3:
-        value = float(volume.data[np.abs(labels - volume.data) > 1e-3][0])
+    low, high = float(volume.data.min()), float(volume.data.max())
+    if low < -(2**31) or high >= 2**31:
+        raise SchemaError(f"{path}: label ids have 32 bits, got {low:g} .. {high:g}")
+    labels = np.rint(volume.data).astype(np.int32)
+    rest = np.subtract(volume.data, labels, out=volume.data, casting="unsafe")  # spares memory
+    off = (rest < -1e-3) | (rest > 1e-3)
+    if off.any():
+        place = np.unravel_index(int(off.argmax()), off.shape)
+        value = float(labels[place]) + float(rest[place])
         raise SchemaError(f"{path}: label ids must be integers, got {value:g}")
-    return Volume(labels.astype(np.int32), volume.grid, path)
+    return Volume(labels, volume.grid, path)
 
 
 def read_mask(path: Path) -> Volume:
@@ -173,7 +183,7 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
         StoreError: unreadable, or not NIfTI.
         GeometryError: not 3-D, or an absurd header.
     """
-    with _readable(path):
+    with readable(path):
         image = _load(path)
         shape, affine = tuple(int(n) for n in image.shape), np.asarray(image.affine)
         axes = nib.io_orientation(affine)[:, 0].argsort()  # type: ignore[no-untyped-call]
@@ -183,17 +193,34 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(shape[a] for a in axes), tuple(float(spacing[a]) for a in axes)
 
 
-def _load(path: Path) -> Nifti1Image:
+def open_nifti(path: Path) -> Nifti1Image:
+    """Open a NIfTI file of any rank without reading its voxels.
+
+    Raises:
+        StoreError, GeometryError: see `require_sane_header`.
+        OSError, ValueError, EOFError, zlib.error, ImageFileError, HeaderDataError: unreadable; see
+            `readable`.
+    """
+    require_sane_header(path)
     image = nib.load(path)
     if not isinstance(image, Nifti1Image):  # NIfTI-2 is a subclass
         raise StoreError(f"{path}: expected NIfTI, got {type(image).__name__}; convert it")
+    return image
+
+
+def _load(path: Path) -> Nifti1Image:
+    image = open_nifti(path)
     _check_header(path, image)
     return image
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what nibabel raises into one line."""
+def readable(path: Path) -> Iterator[None]:
+    """Turn what nibabel raises into one line.
+
+    Raises:
+        StoreError: instead.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -208,14 +235,17 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> Volume:
     """Read any NIfTI file to RAS float32, trailing axes of length 1 dropped."""
-    with _readable(path):
-        image = nib.as_closest_canonical(_load(path))  # type: ignore[no-untyped-call]
+    with readable(path):
+        loaded = _load(path)
+        require_intact(path, loaded)
+        image = nib.as_closest_canonical(loaded)  # type: ignore[no-untyped-call]
         data = np.asarray(image.dataobj, dtype=np.float32)
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
-    if not np.isfinite(data).all():
-        voxel = tuple(int(i) for i in np.argwhere(~np.isfinite(data))[0])
-        count = int((~np.isfinite(data)).sum())
+    finite = np.isfinite(data)
+    if not finite.all():
+        voxel = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), data.shape))
+        count = data.size - int(finite.sum())
         raise StoreError(
             f"{path}: {count} voxels are NaN or infinite, the first at {voxel}; "
             "every voxel must be finite"
@@ -223,19 +253,29 @@ def _read(path: Path) -> Volume:
     return Volume(data, Grid.from_affine(data.shape[:3], image.affine), path)
 
 
+def require_intact(path: Path, image: Nifti1Image) -> None:
+    """Check a gzipped file to its end: the checksum stands where nibabel has stopped reading.
+
+    Raises:
+        StoreError: more bytes follow the voxels than any program writes.
+        OSError, EOFError, zlib.error: it is damaged.
+    """
+    if path.suffix != ".gz":
+        return
+    voxels = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize  # type: ignore[no-untyped-call]
+    left = int(image.header["vox_offset"]) + voxels + _MOST_BEHIND
+    with gzip.open(path) as stream:
+        while part := stream.read(_PIECE):
+            left -= len(part)
+            if left < 0:
+                raise StoreError(f"{path}: damaged, it holds more than the voxels; fetch it again")
+
+
 def _check_header(path: Path, image: Nifti1Image) -> None:
     """Refuse a header that no scan has, before any data is read."""
     shape = tuple(int(s) for s in image.shape)
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise GeometryError(f"{path}: expected a 3-D volume, its header says shape {shape}")
-    # A product in Python integers cannot overflow.
-    voxels = 1
-    for size in shape:
-        voxels *= size
-    if voxels > MAX_VOXELS:
-        raise GeometryError(
-            f"{path}: its header says shape {shape}, {voxels} voxels; at most {MAX_VOXELS} allowed"
-        )
     affine = np.asarray(image.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     finite = bool(np.isfinite(affine).all())

@@ -11,7 +11,6 @@ real subjects that they descend from. Without it, a folder shows scans, each of 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
-from synthgen.core.manifest import digest
+from synthgen.core.input_files import is_list_of, parse_json, read_json, read_text, unusable
+from synthgen.core.manifest import digest, unsealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.core.tissue_groups import TissueGroups
 from synthgen.data.labelled import DATASET_JSON, Floats, LabelledCase
@@ -35,6 +35,8 @@ METADATA = "metadata.jsonl"
 ORIGIN = "synthgen"
 """Key of `dataset.json` that says where the images come from."""
 
+_FACTS = ("subject", "group", "split")
+"""What is kept of the metadata of a case."""
 _VOLUMES = (".nii.gz", ".nii")
 _TAIL = 64  # bytes: checksums of gzip and PNG stand at the end
 
@@ -65,7 +67,7 @@ class _Folder:
 
     path: Path
     description: _Description
-    facts: Mapping[str, Mapping[str, Any]]  # of each case, from the metadata
+    facts: Mapping[str, Mapping[str, str]]  # of each case, from the metadata
 
     def of_split(self, split: str) -> list[tuple[str, str]]:
         """Return the cases of a split: their names, and "Tr" or "Ts"."""
@@ -105,7 +107,7 @@ class _Folder:
         return _Files(LabelledCase(stem, subject, group, spacing), images, label, thin)
 
     def _fact(self, stem: str, name: str) -> str:
-        return str(self.facts.get(stem, {}).get(name) or "")
+        return self.facts.get(stem, {}).get(name, "")
 
 
 class NnunetRaw:
@@ -229,21 +231,23 @@ def open_nnunet_raw(
 def _describe(folder: Path) -> _Description:
     path = folder / DATASET_JSON
     try:
-        raw = json.loads(path.read_bytes())
+        raw = read_json(path)
         channels = raw["channel_names"]
         labels = {str(name): _values(value) for name, value in raw["labels"].items()}
         overlapping = any(isinstance(value, list) for value in raw["labels"].values())
         ending = str(raw["file_ending"])
         names = tuple(str(channels[str(k)]) for k in range(len(channels)))
-        origin = raw.get(ORIGIN, {})
-        real, ancestors = bool(origin.get("real", True)), tuple(origin.get("subjects", ()))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        origin = unsealed(raw.get(ORIGIN, {}))
+        real, ancestors = bool(origin.get("real", True)), origin.get("subjects", [])
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         raise StoreError(
             f"{path}: not nnU-Net's (version 2) description of a dataset ({error!r}); expected "
             "channel_names, labels and file_ending"
         ) from error
     if "ignore" in labels:
         raise RequestError(f"{path}: the 'ignore' label is not supported; label these voxels")
+    if not is_list_of(ancestors, str):
+        raise StoreError(f"{path}: '{ORIGIN}' must list 'subjects' by name, got {ancestors!r:.60}")
     if labels.get("background") != (0,) or not names:
         raise StoreError(f"{path}: expected channels, and the label 'background' with value 0")
     if ending not in (*_VOLUMES, *SUFFIXES):
@@ -251,7 +255,7 @@ def _describe(folder: Path) -> _Description:
             f"{path}: file_ending '{ending}' is not read; expected one of "
             f"{', '.join((*_VOLUMES, *SUFFIXES))}"
         )
-    return _Description(names, labels, overlapping, ending, real, ancestors)
+    return _Description(names, labels, overlapping, ending, real, tuple(ancestors))
 
 
 def _values(value: int | str | list[int]) -> tuple[int, ...]:
@@ -263,13 +267,14 @@ def _labels(folder: Path, description: _Description, tissues: Sequence[str]) -> 
     stated = description.labels
     known = tuple(sorted({0} | {v for values in stated.values() for v in values}))
     if not description.overlapping:
-        schema = LabelSchema(
-            folder.name,
-            tuple(
-                Tissue(name, stated[name][0], name in BRAIN9.lesions)
-                for name in sorted(stated, key=lambda name: stated[name][0])
-            ),
-        )
+        with unusable(folder / DATASET_JSON, "its labels need values of their own, background 0"):
+            schema = LabelSchema(
+                folder.name,
+                tuple(
+                    Tissue(name, stated[name][0], name in BRAIN9.lesions)
+                    for name in sorted(stated, key=lambda name: stated[name][0])
+                ),
+            )
         groups = TissueGroups.of(schema, tissues, str(folder))
         values = tuple(
             tuple(t.value for t, g in zip(schema.tissues, groups.group, strict=True) if g == place)
@@ -297,14 +302,16 @@ def _channels(folder: Path, description: _Description, modalities: Sequence[str]
     return [names.index(name.lower()) for name in modalities] or list(range(len(names)))
 
 
-def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
+def _metadata(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / METADATA
     if not path.is_file():
         return {}
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        return {str(row["case"]): row for row in rows}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        rows = map(parse_json, filter(None, read_text(path).splitlines()))
+        return {
+            str(row["case"]): {name: str(row.get(name) or "") for name in _FACTS} for row in rows
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(
             f"{path}: expected one JSON object with 'case' a line ({error!r})"
         ) from error

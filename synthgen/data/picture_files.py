@@ -6,7 +6,9 @@ camera's orientation tag is not applied. The header is looked at before anything
 
 from __future__ import annotations
 
+import io
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from synthgen.core.errors import StoreError
+from synthgen.core.errors import StoreError, SynthgenError
+from synthgen.core.input_files import read_bytes
 from synthgen.core.vessels import COVERED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +31,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".pgm", ".
 """File name endings that are taken for pictures, in lower case."""
 LARGEST_SIDE = 8192
 """Longest side, in pixels, of a picture that is decoded."""
+MAX_BYTES = 2**29
+"""Largest file of a picture: three channels of 16 bits of the longest sides, unpacked."""
 SMALLEST_SIDE = 16
 """Shortest side, in pixels, of a picture that is decoded."""
 
@@ -62,18 +67,17 @@ def read_picture(path: Path, *, colour: bool) -> Picture:
             another pixel type, or coloured where it should not be.
     """
     pixels = _decode(path)
-    values = _unit_range(pixels, path)
-    if values.ndim == 2:
-        return Picture(values, None)
-    red, green, blue = np.moveaxis(values, -1, 0)
+    if pixels.ndim == 2:
+        return Picture(_unit_range(pixels, path), None)
+    red, green, blue = np.moveaxis(pixels, -1, 0)
     if np.array_equal(red, green) and np.array_equal(green, blue):
-        return Picture(np.ascontiguousarray(green), None)
+        return Picture(_unit_range(green, path), None)
     if not colour:
         raise StoreError(
             f"{path}: expected a single-channel grey picture, got three channels that differ; "
             "convert it to grey, or read a folder of photographs with layout 'plain'"
         )
-    return Picture(np.ascontiguousarray(green), np.ascontiguousarray(red))
+    return Picture(_unit_range(green, path), _unit_range(red, path))
 
 
 def read_mask(path: Path, shape: Sequence[int]) -> Bools:
@@ -140,24 +144,43 @@ def read_label_map(path: Path) -> npt.NDArray[np.int32]:
 
 def _decode(path: Path) -> npt.NDArray[np.generic]:
     """Return the pixels `(X, Y)` or `(X, Y, 3)` in the file's own integer type."""
+    with opened_picture(path, _FORMATS) as picture:
+        _require_size(path, picture.size[::-1])
+        _require_one_frame(path, picture)
+        return _channels(path, picture)
+
+
+@contextmanager
+def opened_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open a picture without decoding it, and turn what goes wrong inside into one line.
+
+    Args:
+        path: the file.
+        formats: Pillow's names of the formats that are read.
+
+    Raises:
+        StoreError: missing, damaged, of another format, or a decompression bomb by its header.
+    """
     try:
+        # From memory: Pillow asks a file for as many bytes as a chunk claims, which are allocated.
+        content = io.BytesIO(read_bytes(path, MAX_BYTES))
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                _require_size(path, picture.size[::-1])
-                _require_one_frame(path, picture)
-                return _channels(path, picture)
+            # Decoding skips the checksums of a PNG's pixels.
+            with Image.open(content, formats=formats) as picture:
+                picture.verify()
+            content.seek(0)
+            with Image.open(content, formats=formats) as picture:
+                yield picture
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
-    except StoreError:
+    except SynthgenError:
         raise
     except UnidentifiedImageError as error:
-        raise StoreError(
-            f"{path}: not a picture; expected PNG, JPEG, TIFF, GIF, BMP or PPM"
-        ) from error
+        raise StoreError(f"{path}: not a picture; expected {' or '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise StoreError(f"{path}: far too large a picture; {_size_rule()}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError) as error:
         raise StoreError(f"{path}: damaged ({error}); get this file again") from error
 
 
@@ -192,7 +215,8 @@ def _unit_range(pixels: npt.NDArray[np.generic], path: Path) -> Floats:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > top:
         raise StoreError(f"{path}: values {low}..{high}; expected 16 bits, 0..65535")
-    shares: Floats = pixels.astype(np.float32) / np.float32(top)
+    shares: Floats = np.ascontiguousarray(pixels, dtype=np.float32)
+    shares /= np.float32(top)
     return shares
 
 

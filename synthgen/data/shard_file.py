@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import StoreError
+from synthgen.core.input_files import open_regular
 from synthgen.core.manifest import write_atomic
+from synthgen.data.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,8 +80,8 @@ def open_shard(path: Path) -> h5py.File:
         size = stream.seek(0, io.SEEK_END)
     _check_size(path, block, size)
     try:
-        return h5py.File(path, "r", locking=False)
-    except (OSError, RuntimeError) as error:
+        return open_hdf5(path)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: not readable as HDF5 ({error}); {_REMEDY}") from error
 
 
@@ -96,7 +98,7 @@ def read_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _open_bytes(path: Path) -> io.BufferedReader:
     try:
-        return path.open("rb")
+        return open_regular(path)
     except FileNotFoundError as error:
         raise StoreError(
             f"{path}: no such shard; run the command that makes this dataset again to complete it"

@@ -1,4 +1,4 @@
-"""Datasets of generated samples: a manifest and checksummed shards; writer, reader, checks.
+"""Datasets of generated samples: a manifest and checksummed shards; writer and reader.
 
 A label shard of n rows holds `pv (n, C, X, Y)` uint8 (value / 255), `index (n,)`, `attempt (n,)`,
 `condition (n, K)` (requested lesion fractions in schema order, the slice position, and the CSF
@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import Manifest, digest
+from synthgen.core.errors import SchemaError, StoreError
+from synthgen.core.input_files import unusable
+from synthgen.core.manifest import MANIFEST, Manifest, digest
 from synthgen.core.plan import ShardPlan
 from synthgen.core.schema import LabelSchema
-from synthgen.data.shard_checks import Arrays, expected_names, row_problems
+from synthgen.data.shard_checks import Arrays, file_names
 from synthgen.data.shard_file import check_shard, open_shard, write_shard
 
 if TYPE_CHECKING:
@@ -47,10 +48,13 @@ __all__ = [
     "dataset_digest",
     "shard_path",
     "shard_rows",
-    "verify",
 ]
 
+MAX_SHARDS = 1_000_000
+"""Most shards of a dataset; each is a file that is looked for."""
+
 _OPEN_FILES = 8
+DAMAGED = "`synthgen verify` lists what is damaged; make or copy it again"
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -200,7 +204,8 @@ class ShardRow:
 class Shards:
     """Read a generated dataset: a sequence of `ShardRow`, usable as a torch `Dataset`.
 
-    Picklable; every process opens the files for itself, when needed. For a `DataLoader` pass a
+    Picklable; every process opens the files for itself, when needed, and checks the checksum of
+    a shard when it opens it for the first time. For a `DataLoader` pass a
     `collate_fn` that picks what you train on, such as
     `lambda rows: torch.stack([torch.from_numpy(row.pv) for row in rows])`.
 
@@ -219,21 +224,25 @@ class Shards:
     def __init__(self, folder: Path, schema: LabelSchema | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
-        self.schema = LabelSchema.from_json(self.manifest.schema)
+        with unusable(self.folder / MANIFEST, DAMAGED):
+            self.schema = LabelSchema.from_json(self.manifest.schema)
         if schema is not None:
             schema.require_same(self.schema, str(self.folder))
+        identity, path = self.manifest.identity, self.folder / MANIFEST
         try:
-            identity = self.manifest.identity
             self.plan = ShardPlan(
                 self.manifest.n, int(identity["shard_size"]), int(identity["batch_size"])
             )
-            self.styles: tuple[str, ...] = tuple(identity.get("styles", ()))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{self.folder / 'manifest.json'}: not a usable dataset manifest ({error})"
-            ) from error
+            self.styles: tuple[str, ...] = file_names(identity, "styles")
+            self._extras = file_names(identity, "extras")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StoreError(f"{path}: not a usable dataset manifest ({error})") from error
+        if self.plan.num_shards > MAX_SHARDS:
+            count = self.plan.num_shards
+            raise StoreError(f"{path}: says {count} shards; at most {MAX_SHARDS} are read")
         self._digest = dataset_digest(self.manifest.kind, identity)
         self._files: OrderedDict[int, h5py.File] = OrderedDict()
+        self._checked: set[int] = set()
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -252,7 +261,12 @@ class Shards:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
-        raw = {name: array[0] for name, array in self.raw([index % len(self)]).items()}
+        index %= len(self)
+        with unusable(shard_path(self.folder, self.plan.shard_of(index)), DAMAGED):
+            return self._row(index)
+
+    def _row(self, index: int) -> ShardRow:
+        raw = {name: array[0] for name, array in self.raw([index]).items()}
         lesions = self.schema.lesions
         condition = dict(
             zip(self.condition_names, (float(v) for v in raw["condition"]), strict=True)
@@ -268,13 +282,14 @@ class Shards:
             styles=self.styles,
             label_index=int(raw["label_index"]) if "label_index" in raw else None,
             gate=(float(raw["gate"][0]), float(raw["gate"][1])) if "gate" in raw else None,
-            extras={name: raw[name] for name in self.manifest.identity.get("extras", ())},
+            extras={name: raw[name] for name in self._extras},
         )
 
     @cached_property
     def condition_names(self) -> tuple[str, ...]:
         """What the columns of `condition` are."""
-        return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
+        with unusable(shard_path(self.folder, 0), DAMAGED):
+            return tuple(filter(None, str(self._open(0).attrs["condition_names"]).split(",")))
 
     def raw(self, indices: Sequence[int]) -> Arrays:
         """Return rows as stored, stacked in the order of `indices`.
@@ -289,7 +304,7 @@ class Shards:
             file, row = self._open(shard), index - self.plan.rows(shard).start
             try:
                 rows.append({name: np.asarray(dataset[row]) for name, dataset in file.items()})
-            except (OSError, ValueError, IndexError) as error:
+            except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
                 raise StoreError(
                     f"{shard_path(self.folder, shard)}: row {row} cannot be read ({error}); "
                     "run the command that makes this dataset again to complete or mend it"
@@ -302,8 +317,11 @@ class Shards:
         Raises:
             StoreError: a shard is missing.
         """
-        shards = range(self.plan.num_shards)
-        return np.concatenate([np.asarray(self._open(shard)[name]) for shard in shards])
+        parts = []
+        for shard in range(self.plan.num_shards):
+            with unusable(shard_path(self.folder, shard), DAMAGED):
+                parts.append(np.asarray(self._open(shard)[name]))
+        return np.concatenate(parts)
 
     def arrays(self, shard: int) -> Arrays:
         """Return all arrays of a shard as stored, after checking its checksum.
@@ -314,7 +332,7 @@ class Shards:
         """
         path = shard_path(self.folder, shard)
         check_shard(path)
-        with open_shard(path) as file:
+        with unusable(path, DAMAGED), open_shard(path) as file:
             _require_place(path, file.attrs, shard, self._digest, self.schema)
             return {name: np.asarray(dataset[()]) for name, dataset in file.items()}
 
@@ -339,54 +357,12 @@ class Shards:
             self._files.move_to_end(shard)
             return self._files[shard]
         path = shard_path(self.folder, shard)
+        if shard not in self._checked:
+            check_shard(path)
+            self._checked.add(shard)
         file = open_shard(path)
         _require_place(path, file.attrs, shard, self._digest, self.schema)
         self._files[shard] = file
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
-
-
-def verify(
-    folder: Path,
-    schema: LabelSchema | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """Check every byte and every row of a dataset.
-
-    Args:
-        folder: dataset folder.
-        schema: the label schema that it must have, if any.
-        progress: called with (samples checked, samples) after each shard.
-
-    Returns:
-        One line for each problem; empty when all is well.
-    """
-    try:
-        shards = Shards(folder, schema)
-    except (StoreError, SchemaError) as error:
-        return [str(error)]
-    problems: list[str] = []
-    for shard in range(shards.plan.num_shards):
-        try:
-            problems.extend(_problems(shards, shard))
-        except (StoreError, SchemaError, RequestError) as error:
-            problems.append(str(error))
-        if progress is not None:
-            progress(shards.plan.rows(shard).stop, len(shards))
-    expected = {shard_path(folder, s).name for s in range(shards.plan.num_shards)}
-    problems.extend(
-        f"{path}: not part of this dataset of {len(shards)} samples; delete it"
-        for path in sorted((folder / "shards").glob("*"))
-        if path.name not in expected and not path.name.startswith(".")
-    )
-    return problems
-
-
-def _problems(shards: Shards, shard: int) -> list[str]:
-    path, arrays = shard_path(shards.folder, shard), shards.arrays(shard)
-    names = expected_names(shards.manifest.kind, shards.manifest.identity)
-    if sorted(arrays) != names:
-        return [f"{path}: expected arrays {', '.join(names)}, got {', '.join(sorted(arrays))}"]
-    rows = shards.plan.rows(shard)
-    return list(row_problems(path, arrays, rows, shards.schema, len(shards.styles)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json, read_text
 from synthgen.data import mni152
 from synthgen.data.label_tables import tissue_of
 
@@ -311,16 +311,18 @@ def _dataset_name(folder: Path, subject: str) -> str:
     """Return the `dataset` of participants.tsv, else a short `Name`, else the folder's name."""
     participants = folder / "participants.tsv"
     if participants.is_file():
-        text = participants.read_text(encoding="utf-8-sig")
-        for row in csv.DictReader(text.splitlines(), delimiter="\t"):
-            if row.get("participant_id") == subject and row.get("dataset"):
-                return slug(str(row["dataset"]))
+        try:
+            for row in csv.DictReader(read_text(participants).splitlines(), delimiter="\t"):
+                if row.get("participant_id") == subject and row.get("dataset"):
+                    return slug(str(row["dataset"]))
+        except (OSError, ValueError, csv.Error) as error:
+            raise StoreError(f"{participants}: not a readable table ({error})") from error
     name = slug(folder.resolve().name)
     description = folder / "dataset_description.json"
     if description.is_file():
         try:
-            title = slug(str(json.loads(description.read_text(encoding="utf-8"))["Name"]))
-        except (ValueError, KeyError, TypeError) as error:
+            title = slug(str(read_json(description)["Name"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{description}: expected JSON with a 'Name', got {type(error).__name__}: {error}"
             ) from error

@@ -17,15 +17,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.errors import RequestError, StoreError, SynthgenError
 from synthgen.core.schema import LabelSchema
+from synthgen.core.workspace import safe_name
+from synthgen.data.hdf5_file import open_hdf5
 from synthgen.data.store_writer import FORMAT, SPLITS, STORE, StoreWriter, check_split
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = ["FORMAT", "SPLITS", "STORE", "SliceTable", "StoreWriter", "TrainingStore"]
 
@@ -75,15 +79,15 @@ class TrainingStore:
         self._file: h5py.File | None = None
         self._pid = -1
         try:
-            with h5py.File(path, "r", locking=False) as file:
+            with open_hdf5(path) as file:
                 self._read_tables(file)
         except FileNotFoundError as error:
             raise StoreError(
                 f"{path}: no such training store; make one with `synthgen prepare SOURCE`"
             ) from error
-        except (OSError, KeyError, RuntimeError) as error:
-            if isinstance(error, StoreError):
-                raise
+        except SynthgenError:
+            raise
+        except (OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{path}: not a readable training store, truncated or not HDF5 ({error}); "
                 "make it again with `synthgen prepare`"
@@ -128,6 +132,44 @@ class TrainingStore:
         self.lesion_subject = _strings(file["lesion_rows/subject"])
         self.lesion_position: npt.NDArray[np.float64] = file["lesion_rows/position"][:]
         self.lesion_split = _strings(file["lesion_rows/split"])
+        self._require_consistent(file)
+
+    def _require_consistent(self, file: h5py.File) -> None:
+        """Refuse tables and arrays that do not belong together.
+
+        Raises:
+            StoreError: naming the first of them.
+        """
+        count, pictures, masks = len(self.slices), len(self.image_pv_index), len(self.lesion_split)
+        wanted = {
+            "pv": (count, self.schema.channels, *self.shape),
+            "images": (pictures, 1, *self.shape),
+            "lesions": (masks, *self.shape),
+            "slices/fractions": (count, self.schema.channels),
+            **{f"slices/{name}": (count,) for name in ("dataset", "split", "z", "position")},
+            "rows/modality": (pictures,),
+            **{f"lesion_rows/{name}": (masks,) for name in ("subject", "position")},
+        }
+        for name, shape in wanted.items():
+            if file[name].shape != shape:
+                raise StoreError(
+                    f"{self.path}: damaged, '{name}' has the shape {file[name].shape} and not "
+                    f"{shape}; make the store again with `synthgen prepare`"
+                )
+        for name in {*self.image_modality, *self.slices.dataset}:  # parts of names of files
+            try:
+                safe_name(name)
+            except RequestError as error:
+                raise StoreError(
+                    f"{self.path}: a modality or dataset is {error}; make the store again with "
+                    "`synthgen prepare`"
+                ) from error
+        shown = self.image_pv_index
+        if shown.size and not (shown.min() >= 0 and shown.max() < count):
+            raise StoreError(
+                f"{self.path}: damaged, its images show slices {shown.min()} .. {shown.max()} of "
+                f"{count}; make the store again with `synthgen prepare`"
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -179,7 +221,7 @@ class TrainingStore:
 
     def _read(self, name: str, index: int) -> npt.NDArray[Any]:
         if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = h5py.File(self.path, "r", locking=False), os.getpid()
+            self._file, self._pid = open_hdf5(self.path), os.getpid()
         data = self._file[name]
         if not 0 <= index < data.shape[0]:
             raise RequestError(
@@ -187,7 +229,7 @@ class TrainingStore:
             )
         try:
             values: npt.NDArray[Any] = data[int(index)]
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(
                 f"{self.path}: '{name}' row {index} is damaged ({error}); "
                 "make the store again with `synthgen prepare`"

@@ -288,7 +288,15 @@ class StoreWriter:
             column = column if len(values) else np.zeros(0, dtype="S1")
         self._hash.update(f"{name}{column.dtype}{column.shape}".encode())
         self._hash.update(column.tobytes())
-        self._file.create_dataset(name, data=column, track_times=False)
+        # Chunked, for only chunks have checksums; h5py chunks no empty one that cannot grow.
+        self._file.create_dataset(
+            name,
+            data=column,
+            maxshape=(None, *column.shape[1:]),
+            chunks=(max(1, len(column)), *column.shape[1:]),
+            fletcher32=True,
+            track_times=False,
+        )
 
     def _require_written(self) -> None:
         if self._sink.error is not None:

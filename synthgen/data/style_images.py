@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def find_images(sources: Sequence[Path], dataset: str, modality: str) -> list[Sc
         RequestError: no such file, or its name tells another modality.
         StoreError: a folder without images of this modality.
     """
-    scans: dict[Path, Scan] = {}
+    scans: dict[str, Scan] = {}
     for source in sources:
         if source.is_dir():
             found = [s for s in discover([str(source)]).scans if modality in s.images]
@@ -50,7 +51,8 @@ def find_images(sources: Sequence[Path], dataset: str, modality: str) -> list[Sc
         else:
             found = [_one_file(source, modality)]
         for scan in found:
-            scans.setdefault(scan.images[modality].resolve(), scan)
+            # Not Path.resolve, which fails on a link to itself; reading it will say so.
+            scans.setdefault(os.path.realpath(scan.images[modality]), scan)
     return sorted(
         (replace(scan, dataset=dataset) for scan in scans.values()),
         key=lambda scan: (scan.id, scan.session, scan.images[modality].name),

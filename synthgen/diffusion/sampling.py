@@ -32,6 +32,8 @@ def sample(
 ) -> torch.Tensor:
     """Run a sampler from noise to clean latents.
 
+    Times and coefficients stay on the CPU, so that no step waits for a device.
+
     Args:
         denoiser: the network, conditioned and guided.
         sampler: from `build_sampler`.
@@ -49,7 +51,9 @@ def sample(
     most = sampler.config.num_train_timesteps
     if not 1 <= steps <= most:
         raise RequestError(f"sampling steps must lie in 1 .. {most}, got {steps}")
-    sampler.set_timesteps(steps, device=noise.device)
+    sampler.set_timesteps(steps)
+    if hasattr(sampler, "set_begin_index"):
+        sampler.set_begin_index(0)  # else it looks the first time up
     extra: dict[str, object] = {}
     if isinstance(sampler, DDIMScheduler):
         extra["eta"] = eta
@@ -57,7 +61,8 @@ def sample(
         extra["generator"] = list(generators)
     x_t = noise * getattr(sampler, "init_noise_sigma", 1.0)
     for t in sampler.timesteps:
-        prediction = denoiser(x_t, t.expand(x_t.shape[0])).float()
+        times = t.to(noise.device, non_blocking=True).expand(x_t.shape[0])
+        prediction = denoiser(x_t, times).float()
         x_t = sampler.step(prediction, t, x_t, **extra).prev_sample
     return x_t
 

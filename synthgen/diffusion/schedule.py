@@ -18,9 +18,10 @@ from diffusers import (
 )
 
 from synthgen.core.errors import RequestError
+from synthgen.diffusion.few_step import FewStepScheduler
 
 Target = Literal["epsilon", "v", "flow"]
-Sampler = Literal["dpm", "ddim", "unipc", "ddpm", "euler"]
+Sampler = Literal["dpm", "ddim", "unipc", "ddpm", "euler", "distilled"]
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 
 _PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
@@ -62,12 +63,15 @@ def build_sampler(name: Sampler, training: SchedulerMixin) -> SchedulerMixin:
     Args:
         name: "dpm" is DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095), on Karras sigmas unless
             the model predicts a flow; "ddim" (Song et al. 2021) visits 1, 21, ..., 981 for 50
-            steps, as the paper's sampler; "unipc"; "ddpm", ancestral; "euler", for flows.
-        training: from `build_training_scheduler`.
+            steps, as the paper's sampler; "unipc"; "ddpm", ancestral; "euler", for flows;
+            "distilled", the one of a distilled model.
+        training: from `build_training_scheduler`, or the `FewStepScheduler` of a distilled model.
 
     Raises:
         RequestError: the sampler does not fit what the model predicts.
     """
+    if isinstance(training, FewStepScheduler) or name == "distilled":
+        return _own_sampler(name, training)
     target = target_of(training)
     if (target == "flow") != (name == "euler") and name != "dpm":
         fitting = "dpm, euler" if target == "flow" else "dpm, ddim, unipc, ddpm"
@@ -76,18 +80,8 @@ def build_sampler(name: Sampler, training: SchedulerMixin) -> SchedulerMixin:
         )
     config = training.config
     match name:
-        case "dpm" if target == "flow":
-            return DPMSolverMultistepScheduler(
-                num_train_timesteps=config.num_train_timesteps,
-                algorithm_type="dpmsolver++",
-                prediction_type="flow_prediction",
-                use_flow_sigmas=True,
-                flow_shift=1.0,
-            )
         case "dpm":
-            return DPMSolverMultistepScheduler.from_config(
-                config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
-            )
+            return _dpm(training)
         case "unipc":
             # Explicit: a scheduler read from a file would pass on "leading", DDPM's default, and
             # sampling would start far from pure noise.
@@ -106,3 +100,31 @@ def build_sampler(name: Sampler, training: SchedulerMixin) -> SchedulerMixin:
             return FlowMatchEulerDiscreteScheduler.from_config(config)
         case _:
             assert_never(name)
+
+
+def _dpm(training: SchedulerMixin) -> DPMSolverMultistepScheduler:
+    config = training.config
+    if target_of(training) == "flow":
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=config.num_train_timesteps,
+            algorithm_type="dpmsolver++",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=1.0,
+        )
+    return DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True
+    )
+
+
+def _own_sampler(name: Sampler, training: SchedulerMixin) -> FewStepScheduler:
+    """Return the one sampler of a distilled model; it fits no other, and no other fits it."""
+    if not isinstance(training, FewStepScheduler):
+        raise RequestError(f"sampler '{name}' fits distilled models only; leave the sampler out")
+    if name != "distilled":
+        raise RequestError(
+            f"sampler '{name}' does not fit a distilled model, which has one of its own; leave the "
+            "sampler out"
+        )
+    sampler: FewStepScheduler = FewStepScheduler.from_config(training.config)
+    return sampler

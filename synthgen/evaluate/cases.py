@@ -7,21 +7,25 @@ background are 0, as in the real data. Nothing is resampled.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from synthgen.core.errors import GeometryError, SchemaError, StoreError
 from synthgen.core.geometry import Grid, choose_slices, crop_or_pad, slice_position
-from synthgen.data.nifti import Volume, read_image, read_labels
+from synthgen.data.nifti import (
+    Volume,
+    open_nifti,
+    read_image,
+    read_labels,
+    readable,
+    require_intact,
+)
+from synthgen.data.picture_files import opened_picture
 from synthgen.data.sources import MODALITIES, slug
 from synthgen.data.tissue import robust_scale
 from synthgen.evaluate.sets import UNKNOWN, Floats
@@ -236,10 +240,8 @@ def _is_flat(path: Path) -> bool:
 
 
 def _header(path: Path) -> tuple[int, ...]:
-    try:
-        return tuple(int(s) for s in nib.load(path).shape)  # type: ignore[attr-defined]
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise StoreError(f"{path}: not a readable NIfTI file ({error}); fetch it again") from error
+    with readable(path):
+        return tuple(int(s) for s in open_nifti(path).shape)
 
 
 def _read(path: Path, frame: Frame, *, labels: bool) -> Volume:
@@ -258,15 +260,14 @@ def _read(path: Path, frame: Frame, *, labels: bool) -> Volume:
 
 def _read_plane(path: Path, *, labels: bool) -> Volume:
     """Read a NIfTI file whose header says two dimensions."""
-    try:
-        loaded = nib.load(path)
-        plane = np.asarray(loaded.dataobj, dtype=np.float32)[..., None]  # type: ignore[attr-defined]
+    with readable(path):
+        loaded = open_nifti(path)
+        require_intact(path, loaded)
+        plane = np.asarray(loaded.dataobj, dtype=np.float32)[..., None]
         turned = nib.as_closest_canonical(  # type: ignore[no-untyped-call]
-            nib.Nifti1Image(plane, loaded.affine)  # type: ignore[attr-defined, no-untyped-call]
+            nib.Nifti1Image(plane, loaded.affine)  # type: ignore[no-untyped-call]
         )
         data = np.asarray(turned.dataobj, dtype=np.float32)
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise StoreError(f"{path}: not a readable NIfTI file ({error}); fetch it again") from error
     if data.ndim != 3 or data.shape[2] != 1 or not np.isfinite(data).all():
         raise StoreError(
             f"{path}: expected one axial slice of finite values, got shape {data.shape}"
@@ -281,18 +282,13 @@ def _read_plane(path: Path, *, labels: bool) -> Volume:
 
 def _read_png(path: Path, frame: Frame, *, labels: bool) -> Volume:
     """Read a grey PNG, rows X; images are divided by the largest value of their 8 or 16 bits."""
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            size, mode = picture.size, picture.mode
-            if size[0] * size[1] > MAX_PIXELS:
-                raise GeometryError(f"{path}: {size[1]} x {size[0]} pixels are too many")
-            if mode not in _TOP and not (labels and mode == "P"):
-                raise StoreError(f"{path}: expected one grey channel, got mode {mode}")
-            data = np.asarray(picture).astype(np.int32)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        if isinstance(error, (GeometryError, StoreError)):
-            raise
-        raise StoreError(f"{path}: not a readable PNG file ({error}); fetch it again") from error
+    with opened_picture(path, ("PNG",)) as picture:
+        size, mode = picture.size, picture.mode
+        if size[0] * size[1] > MAX_PIXELS:
+            raise GeometryError(f"{path}: {size[1]} x {size[0]} pixels are too many")
+        if mode not in _TOP and not (labels and mode == "P"):
+            raise StoreError(f"{path}: expected one grey channel, got mode {mode}")
+        data = np.asarray(picture).astype(np.int32)
     spacing = frame.spacing_mm
     grid = Grid.from_affine((*data.shape, 1), np.diag([spacing, spacing, spacing, 1.0]))
     if labels:

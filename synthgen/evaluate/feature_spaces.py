@@ -5,7 +5,6 @@ All run in float32 on the CPU, whatever the batch: a slice has the same features
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -14,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
+from synthgen.core.input_files import read_json, unusable
 from synthgen.core.manifest import file_digest
-from synthgen.core.model_folder import read_model_folder
+from synthgen.core.model_folder import REMEDY, read_model_folder, read_shape
 from synthgen.evaluate.exported import load_exported, one_line
 from synthgen.evaluate.features import (
     RADIAL_BINS,
@@ -26,6 +26,8 @@ from synthgen.evaluate.features import (
     require_images,
 )
 from synthgen.models import autoencoder
+from synthgen.models.loading import load_network
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -154,18 +156,15 @@ class AutoencoderSpace:
             StoreError: no label model there, or a damaged one.
         """
         folder = read_model_folder(model, "labels")
-        try:
-            kind = _KINDS[json.loads((model / "vae" / "config.json").read_bytes())["_class_name"]]
-            sha256 = folder.files[_WEIGHTS]
-            x, y = folder.record["shape"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{model}: holds no autoencoder that is known here ({error!r}); "
-                "copy the model again or train it again"
-            ) from error
-        vae = kind.from_pretrained(model / "vae", local_files_only=True, use_safetensors=True)
-        scale = float(vae.config.scaling_factor)
-        return cls(vae.eval(), folder.schema, (int(x), int(y)), scale, sha256)
+        with unusable(model, REMEDY), tensor_files():
+            name = read_json(model / "vae" / "config.json")["_class_name"]
+            if name not in _KINDS:
+                raise StoreError(f"{model}: no autoencoder that is known here: {name!r:.60}")
+            kind = _KINDS[name]
+            sha256, shape = folder.files[_WEIGHTS], read_shape(folder.record)
+            vae = load_network(kind, model / "vae")
+            scale = float(vae.config.scaling_factor)
+        return cls(vae.eval(), folder.schema, shape, scale, sha256)
 
     @property
     def facts(self) -> Mapping[str, str]:

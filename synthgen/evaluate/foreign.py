@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import MANIFEST
 from synthgen.data.label_tables import read_table, tissue_of
 from synthgen.data.shards import Shards, dataset_digest
@@ -191,7 +192,7 @@ def _from_cases(folder: Path, cases: Sequence[Case], frame: Frame) -> SliceSet:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_bytes())
+        raw = read_json(path)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(raw, dict):

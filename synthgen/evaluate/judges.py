@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import canonical_json, digest, write_atomic
 from synthgen.core.schema import LabelSchema
 from synthgen.data.augment import ImageAugment, PvAugment
@@ -230,7 +231,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{path}: no such file; {folder} holds no judges") from error
     except (OSError, ValueError) as error:

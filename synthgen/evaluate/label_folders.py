@@ -7,7 +7,6 @@ is one value, or a list of values for regions that overlap; 0 is background; nob
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.data.nifti import read_labels
 from synthgen.data.picture_files import SUFFIXES
 from synthgen.data.picture_files import read_label_map as read_picture
@@ -182,7 +182,7 @@ def _read_table(folder: Path) -> LabelTable | None:
     if path is None:
         return None
     try:
-        labels = json.loads(path.read_bytes())["labels"]
+        labels = read_json(path)["labels"]
         values = {
             str(name): tuple(int(v) for v in (value if isinstance(value, list) else [value]))
             for name, value in labels.items()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from synthgen.core.errors import RequestError
+from synthgen.core.input_files import unusable
 from synthgen.core.manifest import provenance
-from synthgen.core.model_folder import read_model_folder
+from synthgen.core.model_folder import REMEDY, read_model_folder
 from synthgen.core.rng import SampleKey
 from synthgen.evaluate.agreement import agreement_section
 from synthgen.evaluate.diversity import diversity_section
@@ -30,7 +31,9 @@ from synthgen.evaluate.report import Report, facts_of_metrics
 from synthgen.evaluate.selection import REAL_SHARE, draw, require_disjoint, require_evaluable
 from synthgen.evaluate.sets import joined
 from synthgen.evaluate.style_section import StyleCodes, style_section
+from synthgen.models.loading import load_network
 from synthgen.models.style_encoder import StyleEncoder
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -326,7 +329,8 @@ def style_codes(model: Path, real: SliceSet) -> StyleCodes:
         StoreError: no image model there, or a damaged one.
     """
     read_model_folder(model, "images")
-    encoder = StyleEncoder.from_pretrained(model / "style_encoder").eval()
+    with unusable(model, REMEDY), tensor_files():
+        encoder = load_network(StyleEncoder, model / "style_encoder").eval()
     rows = np.arange(len(real.images.slices))
     with torch.inference_mode():
         codes = [

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from synthgen.core.errors import StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import write_atomic
 from synthgen.evaluate.metric import FAIR, Figure, Metric, Section, Verdict
 from synthgen.evaluate.plots import distance, strip
@@ -310,7 +311,7 @@ def _file_names(report: Report) -> dict[tuple[str, str], str]:
 def _figures_listed(path: Path) -> set[str]:
     """Return the picture files that an older report of this folder lists."""
     try:
-        old = json.loads(path.read_bytes())
+        old = read_json(path)
         if old.get("format") != FORMAT:
             return set()
         files = [*old["sheets"], *(f["file"] for s in old["sections"] for f in s["figures"])]

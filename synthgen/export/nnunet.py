@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from synthgen.core.errors import RequestError
+from synthgen.core.manifest import sealed
 from synthgen.export.card import card, label_lines
 from synthgen.export.cases import Case, case_table, facts_of
 from synthgen.export.encode import nifti, png, to_grey
@@ -146,7 +147,9 @@ class NnunetWriter:
             "numTraining": len(training),
             "file_ending": self._ending,
             # A training that reads this folder must know whom its images descend from.
-            "synthgen": {"real": self._source.real, "subjects": list(self._source.ancestors)},
+            "synthgen": sealed(
+                {"real": self._source.real, "subjects": list(self._source.ancestors)}
+            ),
             # Without it nnU-Net lists the folder once for every case.
             "dataset": {
                 case.name: {

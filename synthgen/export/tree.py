@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.lock import LOCK
 from synthgen.core.manifest import canonical_json, write_atomic
 
@@ -53,7 +54,7 @@ class Tree:
             return
         marker = self.folder / MARKER
         try:
-            found = json.loads(marker.read_bytes())
+            found = read_json(marker)
         except FileNotFoundError as error:
             raise RequestError(
                 f"{self.folder} holds something else; choose another --out, or empty it"
@@ -98,7 +99,7 @@ class Tree:
         Raises:
             StoreError: the disk is full or the folder cannot be written.
         """
-        path = self.folder / name
+        path = self._place(name)
         self._mkdir(path.parent)
         write_atomic(path, data)
 
@@ -108,11 +109,25 @@ class Tree:
         Raises:
             StoreError: the disk is full or the folder cannot be written.
         """
-        path = self.folder / name
+        path = self._place(name)
         if path.is_file() and path.read_bytes() == data:
             return False
         self.put(name, data)
         return True
+
+    def _place(self, name: str) -> Path:
+        """Return where a file of this name lies, which names in the data decide.
+
+        Raises:
+            StoreError: not inside the folder.
+        """
+        parts = name.split("/")  # the first of an absolute name is empty
+        if "" in parts or ".." in parts or "\0" in name or "\\" in name:
+            raise StoreError(
+                f"{self.folder}: refused to write '{name}', which would lie elsewhere; a style, "
+                "subject or modality of the data has a name that is none"
+            )
+        return self.folder / name
 
     def reopen(self) -> None:
         """Declare the export unfinished, which may have been complete, as it grows."""

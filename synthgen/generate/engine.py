@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from synthgen.core.errors import StoreError
-from synthgen.core.interrupt import Interrupted
+from synthgen.core.interrupt import Interrupted, stopping
 from synthgen.core.lock import folder_lock
 from synthgen.core.manifest import MANIFEST, Manifest, provenance
 from synthgen.data.shard_file import BLOCK, encode_shard, read_shard
@@ -112,7 +112,8 @@ def run(
             or another process writes there; nothing is touched.
         StoreError: a damaged shard (`repair` makes it again), or the disk is full; finished
             shards stay, and the same call completes the dataset.
-        Interrupted: SIGINT or SIGTERM came, where `on_signals` listens; as after a full disk.
+        Interrupted: SIGINT or SIGTERM came; raised after the batch at hand, and as after a full
+            disk the same call completes the dataset.
     """
     settings = job.settings
     plan = settings.plan(n)
@@ -139,12 +140,12 @@ def _complete(job: Job, work: Work, progress: Progress | None) -> Outcome:
     started = time.perf_counter()
     done = 0
     attrs = _attrs(job)
-    with intra_op_threads(job.settings.threads), ShardWriter() as writer:
+    with stopping() as check, intra_op_threads(job.settings.threads), ShardWriter() as writer:
         for shard, have, claim in work.claimed():
             path = shard_path(work.folder, shard)
             try:
                 parts = [read_shard(path)] if have else []
-                for part in _batches(job, work.plan, shard, have):
+                for part in _batches(job, work.plan, shard, have, check):
                     parts.append(part)
                     done += len(part["index"])
                     if progress is not None:
@@ -218,13 +219,19 @@ def intra_op_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _batches(job: Job, plan: ShardPlan, shard: int, have: int) -> Iterator[Arrays]:
-    """Compute the rows of a shard from its row `have` on, batch by batch, without the padding."""
+def _batches(
+    job: Job, plan: ShardPlan, shard: int, have: int, check: Callable[[], None]
+) -> Iterator[Arrays]:
+    """Compute the rows of a shard from its row `have` on, batch by batch, without the padding.
+
+    `check` is called before each batch, and may end the work.
+    """
     rows = plan.rows(shard)
     first = rows.start + have
     for batch in plan.batches(shard):
         if batch.stop <= first:
             continue
+        check()
         wanted = slice(max(first, batch.start) - batch.start, rows.stop - batch.start)
         yield {name: array[wanted] for name, array in job.rows(batch).items()}
 

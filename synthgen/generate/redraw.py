@@ -7,13 +7,13 @@ others is copied, not computed: it stays true on another machine.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import RequestError
+from synthgen.core.input_files import read_json
 from synthgen.core.manifest import MANIFEST
 from synthgen.data.shards import Shards, dataset_digest
 from synthgen.generate.label_job import require_complete_labels
@@ -52,7 +52,7 @@ class Quarantine:
                 that the dataset cannot have.
         """
         try:
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path)
         except OSError as error:
             raise RequestError(f"{path}: cannot be read ({error.strerror or error})") from error
         except ValueError as error:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json
 from synthgen.core.lock import folder_lock
-from synthgen.core.manifest import provenance
+from synthgen.core.manifest import provenance, sealed
 from synthgen.core.plan import ShardPlan
 from synthgen.export.cases import ALONE
 from synthgen.export.encode import nifti
@@ -317,7 +318,7 @@ class VolumeSet:
     def _note(self, index: int) -> list[dict[str, Any]]:
         path = self.folder / _NOTES / f"{self.volumes.name(index)}.json"
         try:
-            rows: list[dict[str, Any]] = json.loads(path.read_bytes())
+            rows: list[dict[str, Any]] = read_json(path)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path}: not readable ({error}); delete it and run the command again"
@@ -343,7 +344,7 @@ class VolumeSet:
             "labels": {name: value for value, name in enumerate(volumes.label_names)},
             "numTraining": len(rows),
             "file_ending": _ENDING,
-            "synthgen": {"real": volumes.real, "subjects": list(volumes.subjects)},
+            "synthgen": sealed({"real": volumes.real, "subjects": list(volumes.subjects)}),
             # Without it nnU-Net lists the folder once for every case.
             "dataset": {
                 row["case"]: {"images": row["file_names"], "label": row["label_file_name"]}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
-    from synthgen.data.image_loader import ImageBatches
+    from synthgen.data.image_loader import ImageBatch
+    from synthgen.data.loaders import Batches
     from synthgen.models.classifier import ModalityDatasetClassifier
     from synthgen.recipe.images import ClassifierRecipe
 
@@ -38,7 +39,7 @@ class ClassifierStep:
     def __init__(
         self,
         recipe: ClassifierRecipe,
-        batches: ImageBatches,
+        batches: Batches[ImageBatch],
         classifier: ModalityDatasetClassifier,
         accelerator: Accelerator,
     ) -> None:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
 
-    from synthgen.data.image_loader import ImageBatch, ImageBatches
+    from synthgen.data.image_loader import ImageBatch
+    from synthgen.data.loaders import Batches
     from synthgen.images.spade_sheet import SheetPlan
     from synthgen.models.classifier import ModalityDatasetClassifier
     from synthgen.models.discriminators import PyramidPatchDiscriminator
@@ -85,6 +86,7 @@ class SpadeStep:
         batches: training batches.
         networks: what is trained, and the frozen classifier.
         accelerator: prepares networks and optimisers.
+        modalities: how many the batches tell apart.
         steps_per_unit: optimiser steps in one unit of `recipe.train.unit`.
         sheet: what the sample sheets show; None for no sheets.
     """
@@ -92,14 +94,16 @@ class SpadeStep:
     def __init__(
         self,
         recipe: ImageRecipe,
-        batches: ImageBatches,
+        batches: Batches[ImageBatch],
         networks: SpadeNetworks,
         accelerator: Accelerator,
         *,
+        modalities: int,
         steps_per_unit: int = 1,
         sheet: SheetPlan | None = None,
     ) -> None:
         self._recipe, self._batches, self._sheet = recipe, batches, sheet
+        self._modalities = modalities
         self._consistency_from = recipe.losses.slice_consistency_from * steps_per_unit
         self._raw = networks
         trained: dict[str, nn.Module] = {
@@ -241,7 +245,7 @@ class SpadeStep:
 
     def _code_class(self, logits: Tensor, batch: ImageBatch) -> Tensor:
         """Return the cross-entropy of modality and data set, told from the code alone."""
-        split = len(self._batches.modalities)
+        split = self._modalities
         modality = functional.cross_entropy(logits[:, :split].float(), batch.modality)
         return modality + functional.cross_entropy(logits[:, split:].float(), batch.dataset)
 
@@ -274,7 +278,7 @@ class SpadeStep:
         channels = batch.pv.shape[1]
         planes = [functional.one_hot(batch.pv.argmax(dim=1), channels).movedim(-1, 1).float()]
         if self._recipe.discriminator.modality_planes:
-            modality = functional.one_hot(batch.modality, len(self._batches.modalities)).float()
+            modality = functional.one_hot(batch.modality, self._modalities).float()
             planes.append(modality[:, :, None, None].expand(-1, -1, *batch.pv.shape[2:]))
         return torch.cat(planes, dim=1)
 

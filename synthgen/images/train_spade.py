@@ -34,7 +34,7 @@ from synthgen.models.spade import SPADEGenerator
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
 from synthgen.models.style_encoder import StyleEncoder
 from synthgen.runtime import build_accelerator, seeded_init
-from synthgen.training.loop import LoopSettings, run
+from synthgen.training.loop import LoopSettings, made_ahead, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,16 +115,19 @@ class _Trainer:
         self.val = self._val_batches()
         classifier = self._train_classifier() if self.images.losses.need_classifier else None
         networks = build_networks(self.images, self.store, classifier)
-        step = SpadeStep(
-            self.images,
-            self.batches,
-            networks,
-            self.accelerator,
-            steps_per_unit=self.steps_per_unit,
-            sheet=SheetPlan.choose(self.batches, self.val),
-        )
         total = (train.constant + train.decay) * self.steps_per_unit
-        done = run(step, self._settings(total), self.run_dir, self.accelerator, self.resume)
+        sheet = SheetPlan.choose(self.batches, self.val)
+        with made_ahead(self.batches, self.run_dir, self.accelerator, resume=self.resume) as ahead:
+            step = SpadeStep(
+                self.images,
+                ahead,
+                networks,
+                self.accelerator,
+                modalities=len(self.batches.modalities),
+                steps_per_unit=self.steps_per_unit,
+                sheet=sheet,
+            )
+            done = run(step, self._settings(total), self.run_dir, self.accelerator, self.resume)
         if self.accelerator.is_main_process:
             with step.averaged_weights():
                 self._save(networks, done, out)
@@ -185,9 +188,10 @@ class _Trainer:
             )
         if self.images.train.init == "kaiming" and settings.arch == "small":
             start_kaiming(classifier, SampleKey(self.images.train.seed, 6).torch(Stream.INIT))
-        step = ClassifierStep(settings, batches, classifier, self.accelerator)
-        limits = self._settings(settings.steps, sheets=False)
-        run(step, limits, self.run_dir / "classifier", self.accelerator, self.resume)
+        limits, run_dir = self._settings(settings.steps, sheets=False), self.run_dir / "classifier"
+        with made_ahead(batches, run_dir, self.accelerator, resume=self.resume) as ahead:
+            step = ClassifierStep(settings, ahead, classifier, self.accelerator)
+            run(step, limits, run_dir, self.accelerator, self.resume)
         return classifier
 
     def _save(self, networks: SpadeNetworks, steps: int, out: Path) -> None:

@@ -8,7 +8,6 @@ nothing, so a style is refused there. Equal images give equal bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from synthgen.core.errors import RequestError, StoreError
-from synthgen.core.manifest import canonical_json, write_atomic
+from synthgen.core.input_files import is_list_of, parse_json, read_bytes
+from synthgen.core.manifest import canonical_json, sealed, unsealed, write_atomic
 from synthgen.data.sources import slug
 from synthgen.data.style_images import find_images, read_slices
 from synthgen.images import Style
 from synthgen.models.style_bank import fit_gaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from synthgen.images.spade import SpadePipeline
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 FORMAT = "synthgen-style/1"
 SUFFIX = ".safetensors"
 
+MAX_BYTES = 2**24
+"""Largest file of a style: a code of 2000 numbers."""
+
 _BATCH = 16
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +133,10 @@ def add_style(
         "num_images": len(scans),
         "num_slices": len(stacked),
     }
-    # One key: safetensors writes several in no fixed order.
     tensors = {"mean": mean, "factor": factor.contiguous()}
-    content = save(tensors, {FORMAT: canonical_json(header)})
+    document = sealed({**header, "values": _digest(tensors)})
+    # One key: safetensors writes several in no fixed order.
+    content = save(tensors, {FORMAT: canonical_json(document)})
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -177,8 +182,8 @@ def read_style(path: Path) -> WorkspaceStyle:
         StoreError: absent, damaged or foreign.
     """
     try:
-        return _parse(path.read_bytes(), path.name.removesuffix(SUFFIX))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return _parse(read_bytes(path, MAX_BYTES), path.name.removesuffix(SUFFIX))
+    except (*_DAMAGE, SafetensorError) as error:
         raise StoreError(
             f"{path}: not a style that `synthgen styles add` wrote, or damaged ({error}); "
             "add it again"
@@ -187,9 +192,16 @@ def read_style(path: Path) -> WorkspaceStyle:
 
 def _parse(raw: bytes, name: str) -> WorkspaceStyle:
     size = int.from_bytes(raw[:8], "little")
-    header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"][FORMAT])
+    header = unsealed(parse_json(parse_json(raw[8 : 8 + size])["__metadata__"][FORMAT]))
     tensors = load(raw)
+    if header.get("values", _digest(tensors)) != _digest(tensors):
+        raise ValueError("the checksum of its values differs")
     mean, factor = tensors["mean"], tensors["factor"]
+    words = [header["dataset"], header["modality"], header["model"], header["subjects"]]
+    if not is_list_of(words[:3], str) or not is_list_of(words[3], str):
+        raise ValueError("its header holds other values than names")
+    if mean.ndim != 1 or factor.shape != 2 * mean.shape or mean.dtype != factor.dtype:
+        raise ValueError(f"its tensors have the shapes {(*mean.shape,)} and {(*factor.shape,)}")
     if header["name"] != name:
         raise ValueError(f"it holds the style '{header['name']}'")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(factor).all()):
@@ -198,3 +210,12 @@ def _parse(raw: bytes, name: str) -> WorkspaceStyle:
     style = Style(name, header["dataset"], header["modality"], "fitted", digest, subjects)
     counts = int(header["num_images"]), int(header["num_slices"])
     return WorkspaceStyle(style, header["model"], *counts, mean, factor)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 hex digest of names, shapes and values."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 hide_broken_torchvision()
 
-Sampler = Literal["dpm", "ddim", "unipc", "ddpm", "euler"]
+Sampler = Literal["dpm", "ddim", "unipc", "ddpm", "euler", "distilled"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from synthgen.core.errors import StoreError
+from synthgen.core.input_files import unusable
 from synthgen.core.manifest import digest
-from synthgen.core.model_folder import RECORD, read_model_folder, write_model_folder
+from synthgen.core.model_folder import (
+    RECORD,
+    REMEDY,
+    read_model_folder,
+    read_shape,
+    write_model_folder,
+)
 from synthgen.labels.condition import CSF, POSITION, ConditionScale
 from synthgen.runtime import tensor_files
 
@@ -85,11 +91,11 @@ def read_details(folder: Path) -> ModelDetails:
     """
     model = read_model_folder(folder, KIND)
     raw = model.record
-    try:
+    with unusable(folder / RECORD, REMEDY):
         condition = raw["condition"]
         return ModelDetails(
             schema=model.schema,
-            shape=(int(raw["shape"][0]), int(raw["shape"][1])),
+            shape=read_shape(raw),
             scale=ConditionScale(
                 tuple(condition["names"]),
                 tuple(condition["maxima"]),
@@ -101,10 +107,6 @@ def read_details(folder: Path) -> ModelDetails:
             ),
             position=(float(raw["position"][0]), float(raw["position"][1])),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{folder / RECORD}: lacks or garbles {error}; copy the model again or train it again"
-        ) from error
 
 
 def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
@@ -120,6 +122,7 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         (f"Draws axial partial-volume maps of {details.shape[0]} x {details.shape[1]} pixels with "
         f"{details.schema.channels} tissues: {', '.join(details.schema.names)}."),
         "Method: latent diffusion after Fernandez et al. 2022, arXiv:2209.08256.",
+        *_distilled(training),
         "",
         "## Conditions",
         *(seen or ["- no lesions"]),
@@ -137,6 +140,7 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         "## Training",
         *_losses("autoencoder", training),
         *_losses("diffusion", training),
+        *_losses("distillation", training),
         "",
         "## Limits",
         ("Synthetic is not a synonym of private: a diffusion model can memorise training anatomy. "
@@ -144,6 +148,20 @@ def _card(details: ModelDetails, training: Mapping[str, Any]) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _distilled(training: Mapping[str, Any]) -> Sequence[str]:
+    teacher = training.get("teacher")
+    if not isinstance(teacher, Mapping):
+        return []
+    return [
+        (
+            f"Distilled from the model {str(teacher['model'])[:16]}: it jumps to where "
+            f"{teacher['steps']} steps of '{teacher['sampler']}' with guidance "
+            f"{teacher['guidance']:g} lead; other samplers, steps and guidance are refused. What "
+            "follows tells of both."
+        )
+    ]
 
 
 def _losses(stage: str, training: Mapping[str, Any]) -> Sequence[str]:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.errors import RequestError, StoreError, SynthgenError
+from synthgen.core.input_files import one_line, unusable
+from synthgen.core.model_folder import INDEX, REMEDY
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.condition import CSF
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import ModelDetails, read_details
+from synthgen.models.instance_norm import with_fast_norms
+from synthgen.models.loading import require_all_weights
+from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
     from synthgen.core.schema import LabelSchema
 
+_NETWORKS = ("vae", "unet", "condition_embedding")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,12 +52,18 @@ class DiffusionLabelGenerator:
         self._steps = config.num_inference_steps if steps is None else steps
         self._guidance = config.guidance if guidance is None else guidance
         self._dtype = dtype
-        build_sampler(self._sampler, pipeline.scheduler)  # raises early if it does not fit
+        fitting = build_sampler(self._sampler, pipeline.scheduler)
         most = pipeline.scheduler.config.num_train_timesteps
         if not 1 <= self._steps <= most:
             raise RequestError(f"sampling steps must lie in 1 .. {most}, got {self._steps}")
+        fitting.set_timesteps(self._steps)  # raises early if a distilled model has others
         if not 0 < self._guidance < float("inf"):
             raise RequestError(f"guidance must be above 0 and finite, got {self._guidance:g}")
+        if self._sampler == "distilled" and self._guidance != 1:
+            raise RequestError(
+                "this model was distilled with its guidance folded in: leave the guidance out, "
+                f"got {self._guidance:g}"
+            )
 
     @classmethod
     def load(
@@ -67,17 +79,36 @@ class DiffusionLabelGenerator:
         """Load a model folder after checking each of its files; see `load_label_generator`."""
         details = read_details(folder)
         with _quiet_diffusers():
-            try:
-                pipeline = LabelDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError) as error:
-                raise StoreError(f"{folder}: not loadable ({error})") from error
+            with unusable(folder, REMEDY), tensor_files():
+                pipeline = LabelDiffusionPipeline.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True
+                )
+                for name in _NETWORKS:
+                    require_all_weights(getattr(pipeline, name), folder / name)
             try:
                 pipeline = pipeline.to(torch.device(device), _DTYPES[dtype])
             except (RuntimeError, AssertionError) as error:
                 raise RequestError(f"device '{device}' cannot be used here ({error})") from error
         for net in (pipeline.vae, pipeline.unet):
-            net.to(memory_format=torch.channels_last)
-        return cls(pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype)
+            with_fast_norms(net).to(memory_format=torch.channels_last)
+        try:
+            return cls(
+                pipeline, details, sampler=sampler, steps=steps, guidance=guidance, dtype=dtype
+            )
+        except SynthgenError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise StoreError(f"{folder / INDEX}: {one_line(error)}; {REMEDY}") from error
+
+    @property
+    def pipeline(self) -> LabelDiffusionPipeline:
+        """The networks and their default sampling."""
+        return self._pipeline
+
+    @property
+    def details(self) -> ModelDetails:
+        """What the model folder holds beside the networks."""
+        return self._details
 
     @property
     def unet(self) -> UNet2DModel:

@@ -6,23 +6,19 @@ anew.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import LabelBatches, draw_shuffled
-from synthgen.runtime import tensor_files
+from synthgen.labels.cache import load_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -201,45 +197,12 @@ def _empty_cache(count: int, mu: torch.Tensor, fractions: torch.Tensor) -> Laten
 
 def load_cache(path: Path, identity: str) -> LatentCache | None:
     """Return the cache that `save_cache` wrote, None if absent, damaged or of other data."""
-    if not path.is_file():
-        return None
-    try:
-        with tensor_files(), safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("identity") != identity:
-                return None
-            tensors = {field.name: file.get_tensor(field.name) for field in fields(LatentCache)}
-        if metadata.get("digest") != _digest(tensors):
-            raise StoreError("its checksum is wrong")
-    except OSError as error:
-        logger.warning("%s: damaged latent cache (%s), encoding anew", path, error)
-        return None
-    return LatentCache(**tensors)
+    tensors = load_tensors(path, [field.name for field in fields(LatentCache)], identity)
+    return None if tensors is None else LatentCache(**tensors)
 
 
 def save_cache(path: Path, cache: LatentCache, identity: str) -> None:
-    """Write the cache beside its place and rename it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {field.name: getattr(cache, field.name).contiguous() for field in fields(cache)}
-    metadata = {"identity": identity, "digest": _digest(tensors)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tensor_files():
-            save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: could not be written ({error}); free space, then run again with --resume"
-        ) from error
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 hex digest of the values, in order."""
-    total = hashlib.sha256()
-    for tensor in tensors.values():
-        total.update(tensor.numpy().data)
-    return total.hexdigest()
+    """Write the cache; see `save_tensors`."""
+    save_tensors(
+        path, {field.name: getattr(cache, field.name) for field in fields(cache)}, identity
+    )

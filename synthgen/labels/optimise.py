@@ -11,7 +11,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from accelerate import Accelerator
 
     from synthgen.recipe.labels import TrainRecipe
 
@@ -61,3 +63,40 @@ def build_ema(recipe: TrainRecipe, model: nn.Module) -> EMAModel:
         power=0.75,
         foreach=True,
     )
+
+
+def descend(
+    accelerator: Accelerator,
+    step: int,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float,
+    loss_of: Callable[[int], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make one iteration of an optimiser over its micro-batches.
+
+    Args:
+        accelerator: knows how many micro-batches there are, and which this worker takes.
+        step: number of the iteration.
+        net: what is trained, prepared.
+        optimizer: of `net`, prepared.
+        clip_norm: largest norm of the gradient, 0 for no limit.
+        loss_of: the loss of the micro-batch of a number.
+
+    Returns:
+        The mean loss and the norm of the gradient, detached.
+    """
+    micro_batches = accelerator.gradient_accumulation_steps
+    total = torch.zeros((), device=accelerator.device)
+    norm = torch.zeros((), device=accelerator.device)
+    for micro in range(micro_batches):
+        number = (step * micro_batches + micro) * accelerator.num_processes
+        with accelerator.accumulate(net):
+            loss = loss_of(number + accelerator.process_index)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(net.parameters(), clip_norm or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad()
+        total = total + loss.detach() / micro_batches
+    return total, norm

@@ -12,7 +12,15 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 
 from synthgen.core.errors import RecipeError, StoreError
-from synthgen.core.manifest import digest, file_digest, write_atomic
+from synthgen.core.input_files import read_json
+from synthgen.core.manifest import (
+    digest,
+    file_digest,
+    require_digest,
+    sealed,
+    unsealed,
+    write_atomic,
+)
 from synthgen.data.augment import PvAugment
 from synthgen.data.loaders import LabelBatch, LabelBatches
 from synthgen.data.store import TrainingStore
@@ -56,6 +64,7 @@ logger = logging.getLogger(__name__)
 PREVIEW = 8
 AUTOENCODER_SHARE = 0.45
 REPORT_WINDOW = 50
+_DONE = "done.json"
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,10 @@ def _keep(vae: ModelMixin, result: Path, done: Mapping[str, Any]) -> None:
         raise StoreError(
             f"{result}: could not be written ({error}); free space, then run again with --resume"
         ) from error
-    write_atomic(result / "done.json", json.dumps(done).encode())
+    files = {
+        path.name: file_digest(path) for path in sorted(result.iterdir()) if path.name != _DONE
+    }
+    write_atomic(result / _DONE, json.dumps(sealed({**done, "files": files})).encode())
 
 
 def _restore(vae: ModelMixin, result: Path, identity: str) -> bool:
@@ -135,19 +147,22 @@ def _restore(vae: ModelMixin, result: Path, identity: str) -> bool:
     Raises:
         StoreError: the folder is damaged.
     """
-    done = result / "done.json"
-    if not done.is_file():
+    if not (result / _DONE).is_file():
         return False
+    remedy = f"delete the folder {result}, then run again with --resume"
     try:
-        if json.loads(done.read_bytes())["identity"] != identity:
+        done = unsealed(read_json(result / _DONE))
+        if done["identity"] != identity:
             return False
+        for name, expected in done.get("files", {}).items():
+            require_digest(result / name, expected, remedy)
         with tensor_files():
             vae.load_state_dict(load_file(result / SAFETENSORS_WEIGHTS_NAME))
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise StoreError(
-            f"{result}: damaged ({reason}); delete that folder, then run again with --resume"
-        ) from error
+        raise StoreError(f"{result}: damaged ({reason}); {remedy}") from error
     return True
 
 
@@ -189,7 +204,7 @@ def latent_cache(plan: TrainPlan, vae: ModelMixin, accelerator: Accelerator) -> 
     """Return the cached posteriors of all training slices, from the run folder if it has them."""
     recipe, train = plan.recipe.diffusion, plan.recipe.diffusion.train
     path = plan.run_dir / "diffusion" / "latents.safetensors"
-    weights = plan.run_dir / "autoencoder" / "result" / "done.json"
+    weights = plan.run_dir / "autoencoder" / "result" / _DONE
     identity = f"{plan.identity('diffusion')}/{file_digest(weights)[:16]}"
     cache = load_cache(path, identity) if plan.resume else None
     if cache is None:
@@ -265,7 +280,7 @@ def train_labels(
             f"recipe '{recipe.name}': labels.diffusion.condition.csf needs a tissue '{CSF}', which "
             f"schema '{recipe.label_schema.name}' lacks"
         )
-    run_dir = run_dir or _run_dir(out)
+    run_dir = run_dir or default_run_dir(out)
     start = time.monotonic()
     share = None if max_minutes is None else AUTOENCODER_SHARE * max_minutes
     with TrainingStore.open(store, recipe.label_schema) as opened:
@@ -295,15 +310,16 @@ def export(plan: TrainPlan, recipe: Recipe, trained: TrainedDiffusion, out: Path
         "recipe": recipe.model_dump(mode="json", by_alias=True, include={"name", "labels"}),
         "store": store.fingerprint,
         "num_slices": int(store.slice_indices("train").size),
-        "autoencoder": _report(plan, "autoencoder", pipeline.vae),
-        "diffusion": _report(plan, "diffusion", pipeline.unet),
+        "autoencoder": report(plan.run_dir / "autoencoder", pipeline.vae),
+        "diffusion": report(plan.run_dir / "diffusion", pipeline.unet),
     }
     write_model(pipeline, out, details, training=training)
     logger.info("%s: model written", out)
 
 
-def _report(plan: TrainPlan, stage: str, model: torch.nn.Module) -> dict[str, Any]:
-    rows = read_losses(plan.run_dir / stage / "losses.jsonl")
+def report(run_dir: Path, model: torch.nn.Module) -> dict[str, Any]:
+    """Return what the card tells of one training: steps, parameters, its last losses."""
+    rows = read_losses(run_dir / "losses.jsonl")
     last = rows[-REPORT_WINDOW:]
     keys = [k for k in last[-1] if k not in ("step", "s")] if last else []
     return {
@@ -313,7 +329,7 @@ def _report(plan: TrainPlan, stage: str, model: torch.nn.Module) -> dict[str, An
     }
 
 
-def _run_dir(out: Path) -> Path:
+def default_run_dir(out: Path) -> Path:
     """Return `work/runs/labels` for `work/models/labels`."""
     return out.absolute().parent.parent / "runs" / out.name
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.diffusion.targets import antithetic_times, noised
-from synthgen.labels.optimise import build_ema, build_optimizer, build_schedule
+from synthgen.labels.optimise import build_ema, build_optimizer, build_schedule, descend
 from synthgen.runtime import place
 from synthgen.training.log import colour_argmax, colour_labels, stack_rows
 
@@ -73,21 +73,14 @@ class DiffusionStep:
 
     def step(self, accelerator: Accelerator, step: int) -> Mapping[str, float | torch.Tensor]:
         """Make one iteration; see `TrainStep.step`."""
-        micro_batches = accelerator.gradient_accumulation_steps
-        total = torch.zeros((), device=accelerator.device)
-        norm = torch.zeros((), device=accelerator.device)
-        for micro in range(micro_batches):
-            number = (step * micro_batches + micro) * accelerator.num_processes
-            with accelerator.accumulate(self._net):
-                loss = self._loss(accelerator, number + accelerator.process_index)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(
-                        self._net.parameters(), self._recipe.train.clip_norm or float("inf")
-                    )
-                self._optimizer.step()
-                self._optimizer.zero_grad()
-            total = total + loss.detach() / micro_batches
+        total, norm = descend(
+            accelerator,
+            step,
+            self._net,
+            self._optimizer,
+            self._recipe.train.clip_norm,
+            lambda number: self._loss(accelerator, number),
+        )
         self.schedulers["denoiser"].step()
         self.ema["denoiser"].step(accelerator.unwrap_model(self._net).parameters())
         return {self._recipe.loss: total, "grad_norm": norm}

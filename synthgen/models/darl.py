@@ -25,7 +25,7 @@ from synthgen.core.errors import RequestError
 from synthgen.models.darl_unet import require_divisible
 from synthgen.models.discriminators import PyramidPatchDiscriminator
 from synthgen.models.instance_norm import instance_norm
-from synthgen.models.spade import SLOPE, Resize, SPADEResBlock
+from synthgen.models.spade_blocks import SLOPE, Resize, SPADEResBlock
 
 GENERATOR_REDUCTION = 4
 """Sides of its input must be divisible by this."""

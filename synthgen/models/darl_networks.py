@@ -8,19 +8,20 @@ t = 0, without noise.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from synthgen.core.errors import StoreError
-from synthgen.core.model_folder import ModelFolder, read_model_folder
+from synthgen.core.input_files import read_json, unusable
+from synthgen.core.model_folder import REMEDY, ModelFolder, read_model_folder
+from synthgen.core.model_settings import MAX_SETTING
 from synthgen.models.darl import GENERATOR_REDUCTION, DarlGenerator
 from synthgen.models.darl_unet import NoisePredictor
+from synthgen.models.loading import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,32 +157,40 @@ def load_networks(
         StoreError: not such a folder, or a missing or damaged file, which is named.
     """
     model = read_model_folder(folder, KIND)
-    try:
+    with unusable(folder, REMEDY):
         parts: dict[str, Any] = {
-            "generator": DarlGenerator.from_pretrained(folder / "generator", local_files_only=True),
+            "generator": load_network(DarlGenerator, folder / "generator"),
             "scheduler": DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
         }
         if (folder / "painter").is_dir():
-            parts["painter"] = DarlGenerator.from_pretrained(
-                folder / "painter", local_files_only=True
-            )
+            parts["painter"] = load_network(DarlGenerator, folder / "painter")
         if (folder / "noise_predictor").is_dir():
-            settings = json.loads((folder / "noise_predictor" / "config.json").read_bytes())
-            parts["noise_predictor"] = _PREDICTORS[settings["_class_name"]].from_pretrained(
-                folder / "noise_predictor", local_files_only=True
+            settings = read_json(folder / "noise_predictor" / "config.json")
+            parts["noise_predictor"] = load_network(
+                _PREDICTORS[settings["_class_name"]], folder / "noise_predictor"
             )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{folder}: its networks cannot be built ({reason})") from error
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
-            nn.Module.to(part, device=device, dtype=getattr(torch, dtype))
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            part.eval()
+        for part in parts.values():
+            if isinstance(part, nn.Module):
+                # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
+                nn.Module.to(part, device=device, dtype=getattr(torch, dtype))
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                part.eval()
     return DarlNetworks(**parts), model
 
 
 def read_use(record: Mapping[str, Any]) -> DarlUse:
-    """Return how a model is used, from its record."""
-    return DarlUse(**record["use"])
+    """Return how a model is used, from its record.
+
+    Raises:
+        ValueError, TypeError, KeyError: the record does not say, or says what cannot be.
+    """
+    use = DarlUse(**record["use"])
+    sides = (use.render_t, use.crop, 1 if use.side is None else use.side)
+    if not all(type(value) is int and 1 <= value <= MAX_SETTING for value in sides):
+        raise ValueError(f"steps and sides lie in 1 .. {MAX_SETTING}, got {sides}")
+    if use.segment not in get_args(View) or use.contrast not in get_args(Contrast):
+        raise ValueError(f"no view '{use.segment}' of contrast '{use.contrast}'")
+    diameter = 1.0 if use.field_diameter is None else float(use.field_diameter)
+    if not (0 < diameter <= MAX_SETTING and 0 <= float(use.share) <= 1):
+        raise ValueError(f"no field of {diameter:g} px, or no share {use.share}")
+    return use

@@ -1,8 +1,8 @@
-"""SPADE: spatially adaptive normalisation and the generator built from it.
+"""The SPADE generator: from a partial-volume map and a style code to an image.
 
-Sources: Park et al. 2019, arXiv:1903.07291 (SPADE norm, residual block, generator);
-Fernandez et al. 2022, arXiv:2209.08256 (brain images from partial-volume maps and a style
-code). Written from the published formulas.
+Sources: Park et al. 2019, arXiv:1903.07291 (generator; its norm and block are in
+`spade_blocks.py`); Fernandez et al. 2022, arXiv:2209.08256 (brain images from partial-volume maps
+and a style code). Written from the published formulas.
 
 Deviations, each a setting: partial-volume maps shrink by area averaging (`pv_resize="area"`; the
 papers take the nearest pixel, which drops small lesions and breaks partial volumes), the style
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -26,177 +26,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.core.errors import GeometryError, RequestError
-from synthgen.models.instance_norm import GroupNorm, instance_norm
-from synthgen.models.spectral import spectral_conv
+from synthgen.models.spade_blocks import SLOPE, Norm, Resize, SPADEResBlock, resize_pv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Norm = Literal["instance", "group", "batch"]
-Resize = Literal["nearest", "area"]
 Upsample = Literal["nearest", "bilinear"]
 Output = Literal["tanh", "leaky_relu"]
 
-SLOPE = 0.2
-"""Negative slope of every leaky ReLU (Park et al. 2019)."""
-
 _HALVINGS = 5
 _FAINT = -4.0
-_MAX_GROUPS = 32
-
-
-class SPADENorm(nn.Module):
-    """Spatially adaptive normalisation: y = norm(x) * (1 + gamma) + beta.
-
-    gamma and beta come from plain convolutions of the labels with no normalisation behind them,
-    so that their value inside a region does not depend on the region's size:
-    hidden = ReLU(conv3x3(pv) [+ Linear(style)]), (gamma, beta) = conv3x3(hidden).
-
-    Args:
-        channels: channels of x.
-        label_channels: channels of pv.
-        hidden: width of the hidden layer (128 in the papers).
-        norm: parameter-free norm of x: `instance`, `group` (at most 32 groups) or `batch`.
-        style_dim: length of the style code that is added to the hidden layer; None for no style.
-        pv_resize: how pv is brought to the size of x.
-        switchable: without labels, an instance norm with its own weight and bias stands in
-            (Kim et al. 2023, arXiv:2209.14566).
-
-    Examples:
-        >>> norm = SPADENorm(channels=4, label_channels=2, hidden=8)
-        >>> norm(torch.zeros(1, 4, 8, 8), torch.ones(1, 2, 16, 16)).shape
-        torch.Size([1, 4, 8, 8])
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        label_channels: int,
-        hidden: int = 128,
-        norm: Norm = "instance",
-        style_dim: int | None = None,
-        *,
-        pv_resize: Resize = "area",
-        switchable: bool = False,
-    ) -> None:
-        super().__init__()
-        self.norm = _make_norm(norm, channels)
-        self.pv_resize: Resize = pv_resize
-        self.shared = nn.Conv2d(label_channels, hidden, 3, padding=1)
-        self.style = None if style_dim is None else nn.Linear(style_dim, hidden)
-        # One convolution gives gamma (first half) and beta: the same maths, one pass.
-        self.modulation = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
-        self.unlabelled = GroupNorm(channels, channels) if switchable else None
-
-    def modulate(
-        self, pv: Tensor, style: Tensor | None = None, size: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return gamma and beta, each `(B, channels, *size)`.
-
-        Args:
-            pv: `(B, label_channels, X, Y)`.
-            style: `(B, style_dim)`, for norms built with `style_dim`.
-            size: spatial size of x; that of `pv` by default.
-        """
-        if size is not None:
-            pv = resize_pv(pv, size, self.pv_resize)
-        hidden = self.shared(pv)
-        if self.style is not None:
-            if style is None:
-                raise RequestError("this SPADE norm was built with a style input; pass the style")
-            hidden = hidden + self.style(style)[:, :, None, None]
-        gamma, beta = self.modulation(functional.relu(hidden)).chunk(2, dim=1)
-        return gamma, beta
-
-    def forward(self, x: Tensor, pv: Tensor | None, style: Tensor | None = None) -> Tensor:
-        """Return the modulated features.
-
-        Args:
-            x: `(B, channels, X, Y)`.
-            pv: `(B or 1, label_channels, *S)`; resized to x. A batch of 1 serves all of x. None
-                for a switchable norm without labels.
-            style: `(B, style_dim)` or None.
-
-        Returns:
-            `(B, channels, X, Y)`.
-        """
-        if pv is None:
-            if self.unlabelled is None:
-                raise RequestError("this SPADE norm is not switchable; pass the labels")
-            plain: Tensor = self.unlabelled(x)
-            return plain
-        gamma, beta = self.modulate(pv, style, (x.shape[-2], x.shape[-1]))
-        normed = self.norm(x).to(gamma.dtype)
-        # normed + (beta + normed * gamma): adding 1 to gamma would round it away in bfloat16.
-        out: Tensor = normed + torch.addcmul(beta, normed, gamma)
-        return out
-
-
-class SPADEResBlock(nn.Module):
-    """Residual block of two (SPADE norm, leaky ReLU, conv3x3), learned 1x1 shortcut if needed.
-
-    Args:
-        in_channels: channels of x.
-        out_channels: channels of the result; the middle has min(in, out).
-        label_channels: channels of pv.
-        hidden: hidden width of the SPADE norms.
-        norm: see `SPADENorm`.
-        style_dim: see `SPADENorm`.
-        pv_resize: see `SPADENorm`.
-        spectral_norm: spectral normalisation on the block's own convolutions.
-        switchable: see `SPADENorm`.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        label_channels: int,
-        hidden: int = 128,
-        norm: Norm = "instance",
-        style_dim: int | None = None,
-        *,
-        pv_resize: Resize = "area",
-        spectral_norm: bool = True,
-        switchable: bool = False,
-    ) -> None:
-        super().__init__()
-        middle = min(in_channels, out_channels)
-
-        def spade(channels: int) -> SPADENorm:
-            return SPADENorm(
-                channels,
-                label_channels,
-                hidden,
-                norm,
-                style_dim,
-                pv_resize=pv_resize,
-                switchable=switchable,
-            )
-
-        def conv(wide: int, narrow: int) -> nn.Conv2d:
-            return spectral_conv(nn.Conv2d(wide, narrow, 3, padding=1), enabled=spectral_norm)
-
-        self.norm_0 = spade(in_channels)
-        self.conv_0 = conv(in_channels, middle)
-        self.norm_1 = spade(middle)
-        self.conv_1 = conv(middle, out_channels)
-        self.norm_s: SPADENorm | None = None
-        self.conv_s: nn.Conv2d | None = None
-        if in_channels != out_channels:
-            self.norm_s = spade(in_channels)
-            shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            self.conv_s = spectral_conv(shortcut, enabled=spectral_norm)
-
-    def forward(self, x: Tensor, pv: Tensor | None, style: Tensor | None = None) -> Tensor:
-        """Return `(B, out_channels, X, Y)`; arguments as in `SPADENorm.forward`."""
-        shortcut = x
-        if self.norm_s is not None and self.conv_s is not None:
-            shortcut = self.conv_s(self.norm_s(x, pv, style))
-        h = self.conv_0(functional.leaky_relu(self.norm_0(x, pv, style), SLOPE))
-        h = self.conv_1(functional.leaky_relu(self.norm_1(h, pv, style), SLOPE))
-        out: Tensor = shortcut + h
-        return out
 
 
 class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
@@ -289,17 +128,47 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             GeometryError: pv has another size than the model.
             RequestError: a generator with grain got no noise.
         """
+        return self.paint(pv, [(z, noise)])[0]
+
+    def paint(
+        self, pv: Tensor, takes: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what `forward` does of each take, computing what the labels decide once.
+
+        Args:
+            pv: as in `forward`.
+            takes: style codes and noise of each, as in `forward`.
+
+        Raises:
+            GeometryError: as in `forward`.
+            RequestError: as in `forward`.
+        """
         if tuple(pv.shape[-2:]) != self.shape:
             raise GeometryError(
                 f"SPADEGenerator: expected pv of size {self.shape}, got {tuple(pv.shape[-2:])}"
             )
-        x = self.start(z).view(-1, self.start_channels, *self.start_shape)
+        xs = [self.start(z).view(-1, self.start_channels, *self.start_shape) for z, _ in takes]
+        maps = self._smaller(pv)
         for number, block in enumerate(self.blocks):
             # The two middle blocks (1 and 2) share one resolution.
             if number not in (0, 2):
-                x = functional.interpolate(x, scale_factor=2, mode=self.upsample)
-            small = resize_pv(pv, (x.shape[-2], x.shape[-1]), self.pv_resize)
-            x = block(x, small, z)
+                xs = [functional.interpolate(x, scale_factor=2, mode=self.upsample) for x in xs]
+            small = maps[xs[0].shape[-1]]
+            # nn.ModuleList does not say what it holds.
+            labelled: tuple[Tensor, ...] = cast("SPADEResBlock", block).labelled(small)
+            xs = [block(x, small, z, labelled) for x, (z, _) in zip(xs, takes, strict=True)]
+        return [self._finished(x, noise) for x, (_, noise) in zip(xs, takes, strict=True)]
+
+    def _smaller(self, pv: Tensor) -> dict[int, Tensor]:
+        """Return pv at every size by its last side, in the type of the weights."""
+        maps, dtype = {}, self.start.weight.dtype
+        for halvings in range(_HALVINGS + 1):
+            size = (self.shape[0] >> halvings, self.shape[1] >> halvings)
+            pv = resize_pv(pv, size, self.pv_resize)
+            maps[size[1]] = pv.to(dtype)
+        return maps
+
+    def _finished(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, strength = self._paint(functional.leaky_relu(x, SLOPE))
         if not self.grain_bands:
             return mean, mean
@@ -335,13 +204,6 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         return total
 
 
-def resize_pv(pv: Tensor, size: tuple[int, int], mode: Resize) -> Tensor:
-    """Resize PV maps `(B, C, X, Y)` to `size`; channels still sum to 1 in both modes."""
-    if tuple(pv.shape[-2:]) == tuple(size):
-        return pv
-    return functional.interpolate(pv, size=size, mode=mode)
-
-
 def draw_noise(generators: Sequence[torch.Generator], size: tuple[int, int]) -> Tensor:
     """Return white noise `(B, 1, *size)`, one generator a sample, on the CPU."""
     return torch.stack([torch.randn(1, *size, generator=g) for g in generators])
@@ -353,33 +215,3 @@ def shrink_noise(noise: Tensor, size: tuple[int, int]) -> Tensor:
         return noise
     factor = math.sqrt(noise.shape[-2] * noise.shape[-1] / (size[0] * size[1]))
     return functional.interpolate(noise, size=size, mode="area") * factor
-
-
-class _GroupNorm(nn.Module):
-    """Parameter-free group norm; with one channel a group it is instance norm.
-
-    `functional.instance_norm` is several times slower in channels_last. The kernel accumulates its
-    statistics in float32 whatever the input type.
-    """
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.groups == x.shape[1]:
-            return instance_norm(x)
-        # Not functional.group_norm, which refuses a single 1 x 1 map.
-        return torch.group_norm(x, self.groups)
-
-
-def _make_norm(norm: Norm, channels: int) -> nn.Module:
-    match norm:
-        case "instance":
-            return _GroupNorm(channels)
-        case "group":
-            return _GroupNorm(max(g for g in range(1, _MAX_GROUPS + 1) if channels % g == 0))
-        case "batch":
-            return nn.BatchNorm2d(channels, affine=False)
-        case _:
-            assert_never(norm)

@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from synthgen.core.errors import RequestError
+from synthgen.core.model_settings import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ class StyleBank(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         self.names = tuple(record["name"] for record in styles)
         """Style names in the order of the buffers."""
         count = len(styles)
+        if count * latent_dim**2 > MAX_ELEMENTS:
+            raise RequestError(f"style bank: {count} styles of {latent_dim} numbers are too many")
         self.register_buffer("mean", torch.zeros(count, latent_dim))
         self.register_buffer("factor", torch.zeros(count, latent_dim, latent_dim))
 

@@ -13,25 +13,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
 
 from synthgen.core.errors import RecipeError, SchemaError
+from synthgen.core.input_files import read_text
 from synthgen.core.manifest import digest
 from synthgen.core.schema import SCHEMAS, LabelSchema, Tissue
 from synthgen.recipe.angiograms import AngiogramRecipe
 from synthgen.recipe.base import Strict
 from synthgen.recipe.benchmark import BenchmarkRecipe
+from synthgen.recipe.distil import DistilRecipe
 from synthgen.recipe.hidiff import HidiffRecipe
 from synthgen.recipe.images import ImageRecipe
 from synthgen.recipe.imgx import ImgxRecipe
 from synthgen.recipe.labels import LabelRecipe
 from synthgen.recipe.messages import describe
-from synthgen.recipe.yaml12 import parse, render
+from synthgen.recipe.yaml12 import MAX_BYTES, parse, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "HidiffRecipe", "ImageRecipe", "ImgxRecipe"]
-__all__ += ["LabelRecipe", "Recipe", "dump", "find_recipe", "list_recipes", "load_recipe"]
+__all__ = ["AngiogramRecipe", "BenchmarkRecipe", "DistilRecipe", "HidiffRecipe", "ImageRecipe"]
+__all__ += [
+    "ImgxRecipe",
+    "LabelRecipe",
+    "Recipe",
+    "dump",
+    "find_recipe",
+    "list_recipes",
+    "load_recipe",
+]
 
-_LATER = ("angiograms", "imgx", "hidiff")
+_LATER = ("angiograms", "imgx", "hidiff", "distil")
 """Sections that came later: where absent, they change no fingerprint."""
 
 
@@ -68,6 +78,7 @@ class Recipe(Strict):
         name: names the runs and the models.
         label_schema: `schema` in the document: `brain9`, `vessel`, or a list of tissues.
         labels: settings of `synthgen train labels`.
+        distil: settings of `synthgen train distil`.
         images: settings of `synthgen train images`.
         angiograms: settings of `synthgen train angiograms`.
         imgx: settings of `synthgen train imgx`.
@@ -80,6 +91,7 @@ class Recipe(Strict):
         LabelSchema, PlainValidator(_read_schema), PlainSerializer(_write_schema)
     ] = Field(alias="schema")
     labels: LabelRecipe | None = None
+    distil: DistilRecipe | None = None
     images: ImageRecipe | None = None
     angiograms: AngiogramRecipe | None = None
     imgx: ImgxRecipe | None = None
@@ -106,8 +118,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find_recipe(path_or_name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not readable as text ({error})") from error
     raw = parse(text, str(path))
     if not isinstance(raw, dict):

@@ -14,9 +14,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from synthgen.core.errors import RecipeError
+from synthgen.core.input_files import read_text
 from synthgen.recipe.base import Count, Positive, Probability, Strict
 from synthgen.recipe.messages import describe
-from synthgen.recipe.yaml12 import parse
+from synthgen.recipe.yaml12 import MAX_BYTES, parse
 
 Arm = Literal["real", "synthetic", "hybrid", "few", "contrast", "pretrain"]
 Budget = Literal["smoke", "short", "paper"]
@@ -165,13 +166,16 @@ def load_experiment(path_or_name: str | Path) -> Experiment:
             )
         path = known[str(path_or_name)]
     try:
-        raw = parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: not readable as text ({error})") from error
+    raw = parse(text, str(path))
     try:
         return Experiment.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise RecipeError(f"{path}: {describe(error, Experiment, {})}") from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{path}: holds a value that is not plain data ({error})") from error
 
 
 def list_experiments() -> dict[str, Path]:

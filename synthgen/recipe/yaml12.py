@@ -42,8 +42,26 @@ _CORE = (
 """Tag, pattern and possible first characters, most specific first (YAML 1.2.2, 10.3.2)."""
 
 
+MAX_BYTES = 2**18
+"""Longest document; the longest recipe that comes with synthgen has a tenth. PyYAML reads some
+hundred thousand characters a second."""
+MAX_NODES = 20_000
+"""Most values of a document, those that an alias stands for counted each time."""
+
+
 class RecipeLoader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2 scalars; duplicate keys are refused."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document's node.
+
+        Raises:
+            RecipeError: its aliases stand for too much, or for what they stand in.
+        """
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _size(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a mapping.
@@ -69,6 +87,28 @@ class RecipeLoader(yaml.SafeLoader):
         return int(text[2:], base) if base else int(text, 10)
 
 
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, without walking what an alias repeats.
+
+    Raises:
+        RecipeError: more than `MAX_NODES`, or a node that holds itself.
+    """
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise RecipeError(f"line {node.start_mark.line + 1}: a value holds itself")
+        return known[id(node)]
+    known[id(node)] = 0
+    total = 1
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            parts = child if isinstance(child, tuple) else (child,)
+            total += sum(_size(part, known) for part in parts)
+    if total > MAX_NODES:
+        raise RecipeError(f"more than {MAX_NODES} values, aliases counted; that is no recipe")
+    known[id(node)] = total
+    return total
+
+
 class RecipeDumper(yaml.SafeDumper):
     """Writes what `RecipeLoader` reads back equal."""
 
@@ -92,8 +132,10 @@ def parse(text: str, where: str) -> Any:  # noqa: ANN401 - YAML holds anything
         where: what messages call it, usually the file.
 
     Raises:
-        RecipeError: not YAML, a key twice, or a tag that makes Python objects.
+        RecipeError: not YAML, a key twice, a tag that makes Python objects, or far too large.
     """
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{where}: {len(text)} characters; a recipe has at most {MAX_BYTES}")
     try:
         # RecipeLoader extends the *safe* loader, which S506 cannot see.
         return yaml.load(text, Loader=RecipeLoader)  # noqa: S506
@@ -103,7 +145,7 @@ def parse(text: str, where: str) -> Any:  # noqa: ANN401 - YAML holds anything
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}:" if mark else ""
         raise RecipeError(f"{where}:{line} not valid YAML: {_one_line(error.problem)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise RecipeError(f"{where}: not valid YAML: {_one_line(error)}") from error
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synthgen.core.errors import GeometryError, RequestError, StoreError
-from synthgen.core.model_folder import read_model_folder
+from synthgen.core.errors import GeometryError, RequestError
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import RECORD, REMEDY, read_model_folder
 from synthgen.models.imgx import ImgXUNet
+from synthgen.models.loading import load_network
 from synthgen.models.segmentors import Segmentor
 from synthgen.segment import hidiff, imgx
 from synthgen.segment.use import SegmenterUse
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,18 @@ def borrow_segmentor(folder: Path, empty: Segmentor, use: SegmenterUse) -> Borro
             f"{folder}: expected a model of `train hidiff`, or of `train imgx` with a twin, got "
             f"one of kind '{kind}'" + (" without a twin" if place else "")
         )
-    theirs = SegmenterUse.from_json(model.record["use"])
+    with unusable(folder / RECORD, REMEDY):
+        theirs = SegmenterUse.from_json(model.record["use"])
+        subjects = tuple(model.record["subjects"])
     if theirs.spatial_dims != use.spatial_dims:
         raise GeometryError(
             f"{folder}: its segmentor is for {theirs.spatial_dims}-D images, the data are "
             f"{use.spatial_dims}-D"
         )
     use.schema.require_same(theirs.schema, str(folder))
-    source = Segmentor if kind == hidiff.KIND else ImgXUNet
-    try:
-        found = source.from_pretrained(place, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{place}: the segmentor cannot be built ({reason})") from error
+    source: type[nn.Module] = Segmentor if kind == hidiff.KIND else ImgXUNet
+    with unusable(place, REMEDY):
+        found = load_network(source, place)
     target = empty if kind == hidiff.KIND else empty.network
     try:
         target.load_state_dict(found.state_dict())
@@ -77,4 +80,4 @@ def borrow_segmentor(folder: Path, empty: Segmentor, use: SegmenterUse) -> Borro
             f"{wanted['out_channels']} outputs, channels {list(wanted['channels'])}); set "
             "hidiff.segmentor to what it was trained with"
         ) from error
-    return Borrowed(empty, model.digest, tuple(model.record["subjects"]))
+    return Borrowed(empty, model.digest, subjects)

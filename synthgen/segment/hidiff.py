@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from synthgen.core.errors import SchemaError, StoreError
-from synthgen.core.model_folder import read_model_folder, write_model_folder
+from synthgen.core.errors import SchemaError
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import RECORD, REMEDY, read_model_folder, write_model_folder
 from synthgen.core.rng import Stream
 from synthgen.diffusion.bernoulli import BernoulliScheduler
 from synthgen.models.hidiff import HiDiffRefiner
 from synthgen.models.hidiff_deploy import DeployedRefiner
+from synthgen.models.loading import load_network
 from synthgen.models.segmentors import Segmentor
 from synthgen.runtime import place, tensor_files
 from synthgen.segment.hidiff_masks import MaskForm
@@ -158,28 +160,28 @@ class HiDiffSegmenter:
         """
         model = read_model_folder(folder, KIND)
         record = model.record
-        try:
-            segmentor = Segmentor.from_pretrained(folder / "segmentor", local_files_only=True)
-            refiner = HiDiffRefiner.from_pretrained(folder / "refiner", local_files_only=True)
+        with unusable(folder, REMEDY):
+            segmentor = load_network(Segmentor, folder / "segmentor")
+            refiner = load_network(HiDiffRefiner, folder / "refiner")
             scheduler = BernoulliScheduler.from_pretrained(
                 folder / "scheduler", local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StoreError(f"{folder}: its networks cannot be built ({reason})") from error
+        with unusable(folder / RECORD, REMEDY):
+            use = SegmenterUse.from_json(record["use"])
+            features, subjects = tuple(record["features"]), tuple(record["subjects"])
+            scheduler.set_timesteps(int(record["num_inference_steps"]))
         for network in (segmentor, refiner):
             # Rounded thresholds would turn signs: a binary refiner casts its real layers itself.
             if network is segmentor or not refiner.config.binary:
                 # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
                 torch.nn.Module.to(network, dtype=getattr(torch, dtype))
             place(network, torch.device(device)).eval()
-        scheduler.set_timesteps(int(record["num_inference_steps"]))
-        try:
-            networks = HiDiffNetworks(segmentor, refiner, scheduler, tuple(record["features"]))
-            use = SegmenterUse.from_json(record["use"])
-            return cls(networks, use, model.digest, tuple(record["subjects"]))
-        except SchemaError as error:
-            raise SchemaError(f"{folder}: {error}") from error
+        with unusable(folder / RECORD, REMEDY):
+            try:
+                networks = HiDiffNetworks(segmentor, refiner, scheduler, features)
+                return cls(networks, use, model.digest, subjects)
+            except SchemaError as error:
+                raise SchemaError(f"{folder}: {error}") from error
 
 
 def _runner(networks: HiDiffNetworks) -> HiDiffRefiner | DeployedRefiner:

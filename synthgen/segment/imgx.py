@@ -16,9 +16,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError, StoreError
-from synthgen.core.model_folder import read_model_folder, write_model_folder
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import RECORD, REMEDY, read_model_folder, write_model_folder
 from synthgen.core.rng import Stream
 from synthgen.models.imgx import ImgXUNet
+from synthgen.models.loading import load_network
 from synthgen.runtime import place, tensor_files
 from synthgen.segment.strategies import MaskProcess, sample_masks
 from synthgen.segment.use import SegmenterUse
@@ -161,25 +163,23 @@ class ImgXSegmenter:
         """
         model = read_model_folder(folder, KIND)
         record = model.record
-        use = SegmenterUse.from_json(record["use"])
+        with unusable(folder / RECORD, REMEDY):
+            use = SegmenterUse.from_json(record["use"])
+            clip, subjects = bool(record["clip"]), tuple(record["subjects"])
         twin = (folder / "twin").is_dir()
-        try:
-            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
+        with unusable(folder, REMEDY):
             unets = {
-                name: ImgXUNet.from_pretrained(folder / name, local_files_only=True)
-                for name in ("unet", *["twin"] * twin)
+                name: load_network(ImgXUNet, folder / name) for name in ("unet", *["twin"] * twin)
             }
             settings = DDPMScheduler.load_config(folder / "scheduler", local_files_only=True)
             scheduler = _SCHEDULERS[settings["_class_name"]].from_config(settings)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StoreError(f"{folder}: its networks cannot be built ({reason})") from error
         for name, unet in unets.items():
             _require_fit(unet, use, folder / name)
+            # Module.to, for diffusers' `to` objects on stderr to any dtype at all.
             nn.Module.to(unet, dtype=getattr(torch, dtype))
             place(unet, torch.device(device)).eval()
-        networks = ImgXNetworks(unets["unet"], scheduler, unets.get("twin"), bool(record["clip"]))
-        return cls(networks, use, model.digest, tuple(record["subjects"]))
+        networks = ImgXNetworks(unets["unet"], scheduler, unets.get("twin"), clip)
+        return cls(networks, use, model.digest, subjects)
 
 
 class TwinSegmenter:

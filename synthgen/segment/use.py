@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from synthgen.core.errors import RequestError
+from synthgen.core.input_files import is_list_of
+from synthgen.core.model_settings import MAX_ELEMENTS
 from synthgen.core.schema import VESSEL, LabelSchema, Tissue
 
 if TYPE_CHECKING:
@@ -58,8 +61,12 @@ class SegmenterUse:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Read what `to_json` made."""
-        return cls(
+        """Read what `to_json` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not make this.
+        """
+        use = cls(
             tissues=tuple(raw["tissues"]),
             overlapping=bool(raw["overlapping"]),
             channels=tuple(raw["channels"]),
@@ -68,6 +75,21 @@ class SegmenterUse:
             window=tuple(raw["window"]),
             overlap=float(raw["overlap"]),
         )
+        dims = use.spatial_dims
+        fine = {
+            "tissues": is_list_of(raw["tissues"], str) and bool(use.tissues),
+            "channels": is_list_of(raw["channels"], str) and bool(use.channels),
+            "spatial_dims": dims in (2, 3),
+            "spacing_mm": len(use.spacing_mm) == dims and all(0 < s < 1e3 for s in use.spacing_mm),
+            "window": len(use.window) == dims
+            and is_list_of(raw["window"], int)
+            and min(use.window) >= 1
+            and math.prod(use.window) <= MAX_ELEMENTS,
+            "overlap": 0 <= use.overlap < 1,
+        }
+        if wrong := [name for name, good in fine.items() if not good]:
+            raise ValueError(f"'use' cannot have {wrong[0]} {raw[wrong[0]]!r:.60}")
+        return use
 
     def check(self, images: Tensor, keys: Sequence[SampleKey] | None = None) -> None:
         """Refuse a batch that the model cannot take.

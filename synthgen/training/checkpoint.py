@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.input_files import read_json, unusable
+from synthgen.core.manifest import file_digest, require_digest, sealed, unsealed
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = "synthgen-checkpoint/1"
 _STATE = "state.json"
+_REMEDY = "delete that step's folder and resume again"
 
 
 class CheckpointFolder:
@@ -54,7 +57,8 @@ class CheckpointFolder:
         target = self._path(step)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in self._folder.glob(".step_*.tmp"):  # of a killed run
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
             with tensor_files():
                 _write(temporary, step, train_step, accelerator, identity)
@@ -82,21 +86,17 @@ class CheckpointFolder:
             StoreError: it is damaged.
         """
         folder = self._path(step)
-        try:
-            state = json.loads((folder / _STATE).read_bytes())
-        except (OSError, ValueError) as error:
-            raise StoreError(_damaged(folder / _STATE, error)) from error
-        if state.get("format") != FORMAT:
-            raise StoreError(
-                f"{folder / _STATE}: expected format '{FORMAT}', got {state.get('format')!r}"
-            )
-        if state["identity"] != identity:
-            raise RequestError(
-                f"{folder} belongs to a run of another recipe or other data "
-                f"({state['identity']} there, {identity} asked); choose another run folder"
-            )
-        _read(folder, state, train_step, accelerator)
-        return int(state["step"])
+        with unusable(folder / _STATE, _REMEDY):
+            state = _read_state(folder)
+            if state["identity"] != identity:
+                raise RequestError(
+                    f"{folder} belongs to a run of another recipe or other data "
+                    f"({state['identity']} there, {identity} asked); choose another run folder"
+                )
+            if state["step"] != step:
+                raise StoreError(f"{folder / _STATE}: says step {state['step']!r:.40}; {_REMEDY}")
+            _read(folder, state, train_step, accelerator)
+        return step
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:07d}"
@@ -137,10 +137,29 @@ def _write(
         state["schedulers"][name] = scheduler.state_dict()
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
-    path = folder / _STATE
-    path.write_text(json.dumps(state, indent=1))
+    state["files"] = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    (folder / _STATE).write_text(json.dumps(sealed(state), indent=1))
     for written in folder.iterdir():
         _sync(written)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of `state.json`, after checking it and every file that it lists."""
+    path = folder / _STATE
+    try:
+        state = unsealed(_formatted(read_json(path)))
+    except (OSError, ValueError) as error:
+        raise StoreError(_damaged(path, error)) from error
+    for name, expected in state.get("files", {}).items():
+        require_digest(folder / name, expected, _REMEDY)
+    return state
+
+
+def _formatted(raw: object) -> dict[str, Any]:
+    found = raw.get("format") if isinstance(raw, dict) else raw
+    if not isinstance(raw, dict) or found != FORMAT:
+        raise ValueError(f"expected format '{FORMAT}', got {found!r:.60}")
+    return raw
 
 
 def _read(
@@ -210,7 +229,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _damaged(path: Path, error: object) -> str:
-    return f"{path}: damaged checkpoint ({error}); delete that step's folder and resume again"
+    return f"{path}: damaged checkpoint ({error}); {_REMEDY}"
 
 
 def _sync(path: Path) -> None:

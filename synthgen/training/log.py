@@ -8,16 +8,18 @@ import logging
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from synthgen.core.errors import StoreError
 from synthgen.core.manifest import write_atomic
+from synthgen.core.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from io import FileIO
     from pathlib import Path
     from types import TracebackType
 
@@ -52,7 +54,7 @@ class LossLog:
         self._enabled = enabled
         self._pending: list[tuple[int, float, Mapping[str, float | torch.Tensor]]] = []
         self._window: list[dict[str, float]] = []
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
         self._last = time.perf_counter()
         self._first = first_step
 
@@ -61,7 +63,8 @@ class LossLog:
             kept = [r for r in read_losses(self._path) if r["step"] <= self._first]
             text = "".join(json.dumps(r) + "\n" for r in kept)
             write_atomic(self._path, text.encode())
-            self._stream = self._path.open("a")
+            # Unbuffered: what a full disk refuses must not come back when the file is closed.
+            self._stream = self._path.open("ab", buffering=0)
         self._last = time.perf_counter()
         return self
 
@@ -88,15 +91,26 @@ class LossLog:
         return {k: float(np.mean([row[k] for row in rows if k in row])) for k in keys}
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write what is pending.
+
+        Raises:
+            StoreError: the disk is full.
+        """
         rows = [
             {"step": step, "s": round(seconds, 4)} | {k: float(v) for k, v in losses.items()}
             for step, seconds, losses in self._pending
         ]
         self._pending.clear()
         if self._stream is not None:
-            self._stream.writelines(json.dumps(row) + "\n" for row in rows)
-            self._stream.flush()
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            try:
+                while data:
+                    data = data[self._stream.write(data) :]
+            except OSError as error:
+                raise StoreError(
+                    f"{self._path}: could not be written ({error.strerror or error}); "
+                    "free space, then run again with --resume"
+                ) from error
         self._window += rows
 
 
@@ -136,10 +150,11 @@ class Progress:
     """A line that updates itself on a terminal, else a log line per 30 seconds."""
 
     def __init__(self, name: str, first: int, total: int, *, enabled: bool = True) -> None:
-        self._name, self._first, self._total = name, first, total
+        self._name, self._total = name, total
         self._enabled = enabled
         self._tty = sys.stderr.isatty()
-        self._start = time.monotonic()
+        self._pace = Pace()
+        self._pace.mark(time.monotonic(), first)
         self._shown = -1e9
 
     def __enter__(self) -> Self:
@@ -157,14 +172,15 @@ class Progress:
     def show(self, step: int, losses: Mapping[str, float]) -> None:
         """Show the step, the mean losses, and the time that is left."""
         now = time.monotonic()
+        self._pace.mark(now, step)
         due = now - self._shown >= (0.5 if self._tty else 30) or step == self._total
         if not self._enabled or not due:
             return
         self._shown = now
-        rate = (now - self._start) / max(1, step - self._first)
-        left = rate * (self._total - step) / 60
+        left_s = self._pace.left_s(self._total)
+        left = "" if left_s is None else f" {left_s / 60:.1f} min left"
         values = " ".join(f"{k}={v:.4g}" for k, v in losses.items())
-        line = f"{self._name} {step}/{self._total} {values} {left:.1f} min left"
+        line = f"{self._name} {step}/{self._total} {values}{left}"
         if self._tty:
             sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()

@@ -85,7 +85,7 @@ class LoopSettings:
     Attributes:
         steps: optimiser iterations in all.
         log_every: iterations between writes of the loss log and to the trackers.
-        sheet_every: iterations between sample sheets; 0 for none.
+        sheet_every: iterations between sample sheets, of which the last step has one; 0 for none.
         checkpoint_every: iterations between checkpoints.
         keep: how many of the last checkpoints stay.
         seed: seed of every draw.
@@ -117,6 +117,10 @@ class LoopSettings:
             max_minutes=max_minutes,
             identity=identity,
         )
+
+    def has_sheet(self, step: int) -> bool:
+        """Tell whether a sample sheet is drawn after so many steps."""
+        return bool(self.sheet_every) and (step % self.sheet_every == 0 or step == self.steps)
 
 
 @contextmanager
@@ -201,7 +205,7 @@ def _run(
                 window = log.means()
                 progress.show(step, window)
                 accelerator.log(window, step=step)
-            if settings.sheet_every and step % settings.sheet_every == 0:
+            if settings.has_sheet(step):
                 _write_sheet(train_step, run_dir, step, accelerator)
             if step % settings.checkpoint_every == 0:
                 log.flush()
@@ -210,8 +214,6 @@ def _run(
         log.flush()
         if step > saved:
             checkpoints.save(step, train_step, accelerator, settings.identity)
-        if step > first and settings.sheet_every and step % settings.sheet_every:
-            _write_sheet(train_step, run_dir, step, accelerator)
     if stop.signum is not None:
         raise Interrupted(
             stop.signum,

@@ -93,6 +93,18 @@ def test_contrast_renderer_needs_no_model(synthgen, work):
     assert synthgen("replay", folder, "--index", 2)[0] == 0
 
 
+def test_bf16_is_the_default_and_said_to_be_slow_where_it_is_emulated(synthgen, work, monkeypatch):
+    monkeypatch.setattr("synthgen.cli.doctor.native_bf16", lambda device: device != "cpu")
+    code, out, _ = synthgen("labels", "--n", 1, *SMALL)
+    assert code == 0
+    assert "cpu only emulates bf16; --precision fp32 is faster here" in out
+    assert Manifest.read(work / "labels").identity["generator.dtype"] == "bf16"
+    code, out, _ = synthgen("images", "--style", "a_t1", *SMALL[:-2], "--precision", "fp32")
+    assert code == 0
+    assert "emulates" not in out
+    assert Manifest.read(work / "images" / "a_t1").identity["generator.dtype"] == "float32"
+
+
 def test_continues_and_reports_json(synthgen, work):
     first = json.loads(synthgen("labels", "--n", 3, "--json", *SMALL)[1])
     assert (first["generated"], first["kept"], first["n"]) == (3, 0, 3)

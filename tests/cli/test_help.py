@@ -28,6 +28,7 @@ def run(*arguments, code=""):
     [
         ["--help"],
         ["train", "labels", "--help"],
+        ["train", "distil", "--help"],
         ["angiograms", "--help"],
         ["segment", "--help"],
         ["--version"],
@@ -120,7 +121,9 @@ def test_info_lists_recipes_as_json():
         "small",
         "starter_images",
         "starter_labels",
+        "starter_labels_fast",
         "tiny",
+        "tiny_distil",
         "tiny_segmentation",
         "tiny_vessels",
     ]

@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
-from synthgen.core.interrupt import Interrupted, interrupt, on_signals
+from synthgen.core.interrupt import Interrupted, interruptible, on_signals, stopping
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
@@ -19,7 +20,7 @@ def number(request):
 
 
 def test_a_signal_raises_with_the_exit_code_of_a_shell(number):
-    with pytest.raises(Interrupted) as stop, on_signals(interrupt):
+    with pytest.raises(Interrupted) as stop, interruptible():
         os.kill(os.getpid(), number)
     assert stop.value.code == 128 + number
     assert signal.getsignal(number) is signal.SIG_DFL
@@ -40,7 +41,7 @@ def test_an_echo_is_not_heard_and_a_later_signal_ends_at_once(number, monkeypatc
 
 def test_an_ignored_signal_stays_ignored(number):
     signal.signal(number, signal.SIG_IGN)
-    with on_signals(interrupt):
+    with interruptible():
         os.kill(os.getpid(), number)
         assert signal.getsignal(number) is signal.SIG_IGN
 
@@ -49,10 +50,35 @@ def test_other_threads_leave_signals_alone(number):
     seen = []
 
     def work():
-        with on_signals(interrupt):
+        with interruptible():
             seen.append(signal.getsignal(number))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
+
+
+def test_what_a_library_makes_of_an_interruption_is_one_all_the_same(number):
+    def stumble():
+        with suppress(SystemExit):
+            os.kill(os.getpid(), number)
+        raise ValueError("could not determine the shape")
+
+    with pytest.raises(Interrupted) as stop, interruptible():
+        stumble()
+    assert stop.value.code == 128 + number
+    with pytest.raises(ValueError, match="of its own"), interruptible():
+        raise ValueError("of its own")
+
+
+def test_work_stops_where_it_can(number):
+    done = []
+    with pytest.raises(Interrupted) as stop, stopping() as check:  # noqa: PT012 - as in use
+        for part in range(3):
+            check()
+            done.append(part)
+            os.kill(os.getpid(), number)
+            done.append("to its end")
+    assert done == [0, "to its end"]
+    assert stop.value.code == 128 + number

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from synthgen.core.errors import StoreError
+from synthgen.core.manifest import sealed
 from synthgen.core.model_folder import read_model_folder, write_model_folder
 from synthgen.core.schema import BRAIN9
 
@@ -168,7 +169,7 @@ def test_a_record_of_another_format_is_refused(folder, text):
 @pytest.mark.parametrize("files", [None, [], {"schema.json": "0"}])
 def test_a_record_that_lists_no_files_is_refused(folder, files):
     record = json.loads((folder / "synthgen.json").read_text())
-    (folder / "synthgen.json").write_text(json.dumps(record | {"files": files}))
+    (folder / "synthgen.json").write_text(json.dumps(sealed(record | {"files": files})))
     with pytest.raises(StoreError, match=r"synthgen.json: lists no file model_index.json"):
         read_model_folder(folder, "labels")
 

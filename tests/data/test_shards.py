@@ -19,7 +19,8 @@ from synthgen.core.errors import SchemaError, StoreError
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.data.preview import caption, panels, tissue_colours, write_preview
 from synthgen.data.shard_file import BLOCK, check_shard, open_shard, read_shard, write_shard
-from synthgen.data.shards import Shards, ShardWriter, shard_path, verify
+from synthgen.data.shards import Shards, ShardWriter, shard_path
+from synthgen.data.verify import verify
 from synthgen.generate import GenerationSettings, generate_images, generate_labels
 from synthgen.labels import ConditionRange
 

@@ -11,7 +11,7 @@ from tiny_models import SHAPE, write_label_model
 from torch import nn
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
-from synthgen.core.manifest import file_digest
+from synthgen.core.manifest import file_digest, sealed
 from synthgen.core.schema import BRAIN9, LabelSchema, Tissue
 from synthgen.evaluate.feature_spaces import (
     GRID,
@@ -211,7 +211,7 @@ def test_autoencoder_space_scales_its_latents(label_model, tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_bytes()), "scaling_factor": 2.5}))
     record = json.loads((scaled / "synthgen.json").read_bytes())
     record["files"]["vae/config.json"] = file_digest(config)
-    (scaled / "synthgen.json").write_text(json.dumps(record))
+    (scaled / "synthgen.json").write_text(json.dumps(sealed(record)))
     maps = label_maps()
     np.testing.assert_allclose(AutoencoderSpace.open(scaled)(maps), 2.5 * plain(maps), rtol=1e-5)
 
@@ -248,7 +248,7 @@ def test_foreign_and_damaged_label_models_are_named(label_model, tmp_path):
     (foreign / "vae" / "config.json").write_text(json.dumps(config))
     record = json.loads((foreign / "synthgen.json").read_bytes())
     record["files"]["vae/config.json"] = file_digest(foreign / "vae" / "config.json")
-    (foreign / "synthgen.json").write_text(json.dumps(record))
+    (foreign / "synthgen.json").write_text(json.dumps(sealed(record)))
     with pytest.raises(StoreError, match="no autoencoder that is known here"):
         AutoencoderSpace.open(foreign)
 

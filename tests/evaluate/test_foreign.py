@@ -173,7 +173,7 @@ def test_a_broken_description_is_named(nnunet, text):
 def test_a_damaged_or_coloured_png_is_named(nnunet):
     found = open_set(nnunet, FRAME)
     (nnunet / "imagesTr" / "case2_0000.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    with pytest.raises(StoreError, match=r"case2_0000\.png: not a readable PNG"):
+    with pytest.raises(StoreError, match=r"case2_0000\.png: not a picture; expected PNG"):
         found.image([4])
     save_png(nnunet / "imagesTr" / "case2_0000.png", np.zeros((*SHAPE, 3), np.uint8))
     with pytest.raises(StoreError, match="expected one grey channel, got mode RGB"):

@@ -13,6 +13,7 @@ from nnunetv2.experiment_planning import verify_dataset_integrity
 from PIL import Image
 
 from synthgen.core.errors import RequestError
+from synthgen.core.manifest import sealed
 from synthgen.core.schema import BRAIN9
 from synthgen.data.rows import Picture
 from synthgen.data.shards import Shards
@@ -47,12 +48,10 @@ def picture(path):
 
 def test_the_description_says_whom_images_descend_from(images, store, tmp_path):
     _, made = make(images, tmp_path)
-    assert about(made)["synthgen"] == {
-        "real": False,
-        "subjects": ["a/sub-01", "a/sub-02", "b/sub-07"],
-    }
+    subjects = ["a/sub-01", "a/sub-02", "b/sub-07"]
+    assert about(made)["synthgen"] == sealed({"real": False, "subjects": subjects})
     _, real = make(store, tmp_path, dataset_id=902)
-    assert about(real)["synthgen"] == {"real": True, "subjects": []}
+    assert about(real)["synthgen"] == sealed({"real": True, "subjects": []})
 
 
 def test_each_image_is_a_case(images, tmp_path):

@@ -55,7 +55,15 @@ def make_step(recipe, store, *, accumulation=1, sheet=False):
             classifier = ModalityDatasetClassifier(2, 2, arch="small", width=8)
     networks = build_networks(images, store, classifier)
     plan = SheetPlan.choose(batches, None, rows=2) if sheet else None
-    return SpadeStep(images, batches, networks, accelerator, sheet=plan), accelerator
+    step = SpadeStep(
+        images,
+        batches,
+        networks,
+        accelerator,
+        modalities=len(batches.modalities),
+        sheet=plan,
+    )
+    return step, accelerator
 
 
 def read_losses(folder):

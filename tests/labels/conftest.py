@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from synthgen.core.schema import BRAIN9
 from synthgen.data.store import StoreWriter, TrainingStore
+from synthgen.labels.build import build_autoencoder, condition_names
+from synthgen.labels.condition import ConditionScale
+from synthgen.labels.folder import ModelDetails, write_model
+from synthgen.labels.train import build_pipeline
 from synthgen.recipe import load_recipe
 
 SHAPE = (32, 48)
@@ -80,3 +85,41 @@ def label_recipe():
         return load_recipe("tiny", [f"labels.{key}={value}" for key, value in merged.items()])
 
     return build
+
+
+@pytest.fixture(scope="session")
+def build_model():
+    """Return a function: recipe to pipeline and details of an untrained model.
+
+    Its output layer is no longer zero.
+    """
+
+    def build(recipe):
+        section = recipe.labels
+        vae = build_autoencoder(section.autoencoder, BRAIN9.channels, 0).eval()
+        with torch.no_grad():
+            latent_shape = vae.encode(torch.zeros(1, 9, *SHAPE)).latent_dist.mean.shape[1:]
+        pipeline = build_pipeline(section, vae, BRAIN9, latent_shape)
+        generator = torch.Generator().manual_seed(0)
+        for tensor in (pipeline.unet.conv_out.weight, pipeline.condition_embedding.template):
+            if tensor is not None:
+                tensor.data.normal_(std=0.1, generator=generator)
+        names = condition_names(section.diffusion, BRAIN9)
+        maxima = tuple(0.1 if name in BRAIN9.lesions else 1.0 for name in names)
+        return pipeline, ModelDetails(BRAIN9, SHAPE, ConditionScale(names, maxima), ("a/s1",))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def written(label_recipe, build_model, tmp_path_factory):
+    """Return a function: recipe overrides to the folder of an untrained model."""
+
+    def write(**overrides):
+        recipe = label_recipe({key.replace("__", "."): v for key, v in overrides.items()})
+        pipeline, details = build_model(recipe)
+        folder = tmp_path_factory.mktemp("model") / "labels"
+        write_model(pipeline, folder, details, training={})
+        return folder
+
+    return write

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import SHAPE, SUBJECTS, write_label_model
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.manifest import sealed
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import BRAIN9
 from synthgen.labels import LabelCondition, load_label_generator
@@ -185,8 +186,8 @@ def test_foreign_details_are_refused(copy, text, message):
 def test_details_that_lack_an_entry_are_refused(copy):
     details = json.loads((copy / "synthgen.json").read_text())
     del details["condition"]["maxima"]
-    (copy / "synthgen.json").write_text(json.dumps(details))
-    with pytest.raises(StoreError, match=r"synthgen.json: lacks or garbles 'maxima'"):
+    (copy / "synthgen.json").write_text(json.dumps(sealed(details)))
+    with pytest.raises(StoreError, match=r"synthgen.json: damaged or foreign .KeyError: 'maxima'"):
         load_label_generator(copy)
 
 

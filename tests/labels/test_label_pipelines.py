@@ -7,49 +7,17 @@ import torch
 from safetensors.torch import save_file
 
 from synthgen.core.errors import RequestError, StoreError
+from synthgen.core.manifest import sealed
 from synthgen.core.rng import SampleKey
-from synthgen.core.schema import BRAIN9
 from synthgen.labels import LabelCondition, load_label_generator
-from synthgen.labels.build import build_autoencoder, condition_names
-from synthgen.labels.condition import ConditionScale
-from synthgen.labels.folder import ModelDetails, write_model
+from synthgen.labels.folder import write_model
 from synthgen.labels.generator import DiffusionLabelGenerator
-from synthgen.labels.train import build_pipeline
 from synthgen.models.condition import coordinate_planes, num_coordinate_planes
+from synthgen.models.instance_norm import with_fast_norms
 
 SHAPE = (32, 48)
 KEYS = [SampleKey(5, i) for i in range(3)]
 CONDITIONS = [LabelCondition({"wmh": 0.03 * i}, 0.1 + 0.4 * i) for i in range(3)]
-
-
-def build_model(recipe):
-    """Return pipeline and details of an untrained model, its output layer no longer zero."""
-    section = recipe.labels
-    vae = build_autoencoder(section.autoencoder, BRAIN9.channels, 0).eval()
-    with torch.no_grad():
-        latent_shape = vae.encode(torch.zeros(1, 9, *SHAPE)).latent_dist.mean.shape[1:]
-    pipeline = build_pipeline(section, vae, BRAIN9, latent_shape)
-    generator = torch.Generator().manual_seed(0)
-    for tensor in (pipeline.unet.conv_out.weight, pipeline.condition_embedding.template):
-        if tensor is not None:
-            tensor.data.normal_(std=0.1, generator=generator)
-    names = condition_names(section.diffusion, BRAIN9)
-    maxima = tuple(0.1 if name in BRAIN9.lesions else 1.0 for name in names)
-    return pipeline, ModelDetails(BRAIN9, SHAPE, ConditionScale(names, maxima), ("a/s1",))
-
-
-@pytest.fixture(scope="module")
-def written(label_recipe, tmp_path_factory):
-    """Return a function: recipe overrides to the folder of an untrained model."""
-
-    def write(**overrides):
-        recipe = label_recipe({key.replace("__", "."): v for key, v in overrides.items()})
-        pipeline, details = build_model(recipe)
-        folder = tmp_path_factory.mktemp("model") / "labels"
-        write_model(pipeline, folder, details, training={})
-        return folder
-
-    return write
 
 
 WARP = (
@@ -80,7 +48,9 @@ BUILDS = {
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_a_model_of_each_build_samples_the_same_after_loading(name, label_recipe, written):
+def test_a_model_of_each_build_samples_the_same_after_loading(
+    name, label_recipe, written, build_model
+):
     overrides = {key.replace("__", "."): v for key, v in BUILDS[name].items()}
     pipeline, details = build_model(label_recipe(overrides))
     generator = load_label_generator(written(**BUILDS[name]))
@@ -91,12 +61,12 @@ def test_a_model_of_each_build_samples_the_same_after_loading(name, label_recipe
     assert (pv.sum(dim=1) - 1).abs().max() < 1e-5
     assert not torch.equal(pv[0], pv[1])
     for net in (pipeline.vae, pipeline.unet):
-        net.eval().to(memory_format=torch.channels_last)
+        with_fast_norms(net).eval().to(memory_format=torch.channels_last)
     assert torch.equal(DiffusionLabelGenerator(pipeline, details).sample(KEYS, CONDITIONS), pv)
 
 
 @pytest.mark.parametrize("coordinates", [0, 1, 2, 5])
-def test_as_many_coordinate_planes_as_announced(coordinates, label_recipe):
+def test_as_many_coordinate_planes_as_announced(coordinates, label_recipe, build_model):
     if coordinates:
         planes = coordinate_planes(torch.zeros(2, 3, 4, 6), coordinates)
         assert planes.shape == (2, num_coordinate_planes(coordinates), 4, 6)
@@ -114,7 +84,7 @@ def test_coordinate_planes_are_the_place_of_each_pixel():
     torch.testing.assert_close(planes[5], torch.cos(torch.pi * y)[None].expand(3, 5))
 
 
-def test_a_template_depends_on_the_position_alone(label_recipe):
+def test_a_template_depends_on_the_position_alone(label_recipe, build_model):
     pipeline, _ = build_model(label_recipe({"diffusion.condition.coordinates": 0}))
     embed, latent = pipeline.condition_embedding, torch.zeros(3, 2, 8, 12)
     values = torch.zeros(3, embed.config.num_values)
@@ -189,14 +159,16 @@ def test_unseen_lesions_are_no_part_of_the_conditions(written):
     record = json.loads((folder / "synthgen.json").read_text())
     record["condition"]["maxima"][1] = 0.0
     record["position"] = [0.25, 0.75]
-    (folder / "synthgen.json").write_text(json.dumps(record))
+    (folder / "synthgen.json").write_text(json.dumps(sealed(record)))
     conditions = load_label_generator(folder).conditions
     names = record["condition"]["names"]
     assert conditions.lesions == dict.fromkeys((names[0], names[2]), (0.0, 0.1))
     assert conditions.position == (0.25, 0.75)
 
 
-def test_weights_that_cannot_be_written_leave_the_older_model(written, label_recipe, monkeypatch):
+def test_weights_that_cannot_be_written_leave_the_older_model(
+    written, label_recipe, monkeypatch, build_model
+):
     """A full disk is a SafetensorError to safetensors, no OSError."""
     folder = written()
     before = (folder / "synthgen.json").read_bytes()

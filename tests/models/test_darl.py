@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from synthgen.core.errors import RequestError
 from synthgen.models.darl import DarlGenerator, one_hot, patch_discriminator
 from synthgen.models.darl_unet import NoisePredictor
-from synthgen.models.spade import SPADENorm, SPADEResBlock
+from synthgen.models.spade_blocks import SPADENorm, SPADEResBlock
 from synthgen.models.spectral import fold_spectral_norm
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from synthgen.models.instance_norm import GroupNorm, instance_norm
+from synthgen.models.instance_norm import GroupNorm, instance_norm, with_fast_norms
 
 
 def example(dtype, layout):
@@ -77,3 +77,43 @@ def test_a_constant_channel_gives_zeros():
     x = torch.full((1, 2, 4, 4), 3.0).contiguous(memory_format=torch.channels_last)
     # torch's kernel leaves a rounding error times 1 / sqrt(eps) = 316.
     assert instance_norm(x.requires_grad_()).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("size", [(4, 8), (24,), (40, 40)])
+def test_without_gradient_small_maps_equal_torch_in_channels_last(size, groups, dtype):
+    norm = GroupNorm(groups, 6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = 3 * torch.randn(2, *size, 6, generator=torch.Generator().manual_seed(0)) + 10
+    x = x.to(dtype).movedim(-1, 1)
+    with torch.no_grad():
+        ours = norm(x)
+        exact = functional.group_norm(
+            x.double().contiguous(), groups, norm.weight.double(), norm.bias.double()
+        )
+    assert ours.dtype == dtype
+    assert ours.shape == x.shape
+    # Of bfloat16 the rounding of the result is left, 2^-9 relative.
+    tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
+    assert ours.stride() == x.stride()
+
+
+def test_fast_norms_take_the_place_of_torchs_and_keep_weights_and_keys():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Sequential(torch.nn.GroupNorm(4, 8, eps=1e-3))
+    ).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 7, 9).contiguous(memory_format=torch.channels_last)
+    before, keys = net(x).detach(), list(net.state_dict())
+    weight = net[1][0].weight
+    fast = with_fast_norms(net)
+    assert type(fast[1][0]) is GroupNorm
+    assert fast[1][0].weight is weight
+    assert not fast[1][0].training
+    assert list(fast.state_dict()) == keys
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), before, atol=1e-5, rtol=1e-5)

@@ -3,14 +3,8 @@ import torch
 from torch.nn import functional
 
 from synthgen.core.errors import GeometryError, RequestError
-from synthgen.models.spade import (
-    SPADEGenerator,
-    SPADENorm,
-    SPADEResBlock,
-    draw_noise,
-    resize_pv,
-    shrink_noise,
-)
+from synthgen.models.spade import SPADEGenerator, draw_noise, shrink_noise
+from synthgen.models.spade_blocks import SPADENorm, SPADEResBlock, resize_pv
 from synthgen.models.spectral import fold_spectral_norm, initialise_weights
 
 LABELS, LATENT = 3, 4
@@ -324,6 +318,46 @@ def test_one_map_with_grain_is_painted_in_many_styles():
         together, _ = model(pv, random_codes(3), noise)
         alone, _ = model(pv, random_codes(3)[1:2], noise[1:2])
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style_in_norm", [False, True])
+def test_takes_of_one_map_equal_paintings_and_share_the_label_branch(style_in_norm):
+    model = generator(style_in_norm=style_in_norm, grain_bands=1).eval()
+    pv, codes = random_pv(2, 32, 64), [random_codes(2, seed=s) for s in range(3)]
+    draws = [torch.Generator().manual_seed(s) for s in range(2)]
+    noise = draw_noise(draws, (32, 64))
+    calls = []
+    layer = model.blocks[6].norm_0
+    counted = layer.shared if style_in_norm else layer.modulation
+    counted.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        together = model.paint(pv, [(z, noise) for z in codes])
+        assert len(calls) == 1
+        for (image, plain), z in zip(together, codes, strict=True):
+            alone = model(pv, z, noise)
+            assert torch.equal(image, alone[0])
+            assert torch.equal(plain, alone[1])
+    # Nothing is written over that a gradient needs.
+    torch.testing.assert_close(model(pv, codes[0], noise)[0], together[0][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "area"])
+def test_labels_shrunk_step_by_step_equal_labels_shrunk_at_once(mode):
+    pv = random_pv(2, 32, 64)
+    maps = generator(pv_resize=mode)._smaller(pv)
+    assert sorted(maps) == [2, 4, 8, 16, 32, 64]
+    for width, small in maps.items():
+        torch.testing.assert_close(
+            small, resize_pv(pv, (width // 2, width), mode), atol=1e-6, rtol=0
+        )
+
+
+def test_the_shortcut_of_a_batch_norm_keeps_its_own_statistics():
+    block = SPADEResBlock(6, 4, LABELS, 8, norm="batch").train()
+    block(torch.randn(2, 6, 8, 8) + 5, random_pv(2, 8, 8))
+    first, shortcut = block.norm_0.norm, block.norm_s.norm
+    assert float(shortcut.running_mean.mean()) == pytest.approx(0.5, abs=0.2)
+    assert torch.equal(first.running_mean, shortcut.running_mean)
 
 
 @pytest.mark.parametrize("size", [(192, 256), (96, 128), (24, 32), (6, 8)])

@@ -17,6 +17,7 @@ from synthgen.core.errors import (
     SchemaError,
     StoreError,
 )
+from synthgen.core.manifest import sealed
 from synthgen.core.rng import SampleKey
 from synthgen.diffusion.resample import imgx_scheduler
 from synthgen.models.imgx import ImgXUNet
@@ -258,7 +259,7 @@ def test_networks_of_different_models_are_refused(tmp_path):
     record = json.loads((one / "synthgen.json").read_text())
     theirs = json.loads((two / "synthgen.json").read_text())["files"]
     record["files"] |= {n: d for n, d in theirs.items() if n.startswith("segmentor/")}
-    (one / "synthgen.json").write_text(json.dumps(record))
+    (one / "synthgen.json").write_text(json.dumps(sealed(record)))
     with pytest.raises(SchemaError, match=r"one: the refiner expects .* out_channels 4"):
         HiDiffSegmenter.load(one)
 

@@ -16,7 +16,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from synthgen.core.errors import RequestError
-from synthgen.core.model_folder import CARD, write_model_folder
+from synthgen.core.input_files import unusable
+from synthgen.core.model_folder import RECORD, REMEDY, read_card, read_shape, write_model_folder
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.schema import VESSEL, LabelSchema
 from synthgen.images.angiogram.background_file import read_backgrounds, write_backgrounds
@@ -236,13 +237,14 @@ class AngiogramPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
             networks.generator, networks.scheduler, networks.noise_predictor, networks.painter
         )
         raw = model.record
-        pipeline._record = DarlRecord(
-            read_use(raw),
-            (int(raw["shape"][0]), int(raw["shape"][1])),
-            tuple(raw["subjects"]),
-            raw["training"],
-            (folder / CARD).read_text(),
-        )
+        with unusable(folder / RECORD, REMEDY):
+            pipeline._record = DarlRecord(
+                read_use(raw),
+                read_shape(raw),
+                tuple(raw["subjects"]),
+                raw["training"],
+                read_card(folder),
+            )
         pipeline._backgrounds = read_backgrounds(folder)
         pipeline._digest = model.digest
         return pipeline
