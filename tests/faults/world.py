@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import phantoms
-from discs import SUBJECTS, write_disc_store
+from discs import SUBJECTS, write_disc_dataset, write_disc_store
 from PIL import Image
 from tiny_models import write_image_model, write_label_model
 
@@ -123,14 +123,15 @@ def writers(root):
         "redraw": ("redraw", root / "flagged.json", "--out", "redrawn", "--device", "cpu"),
         "benchmark": (
             "benchmark", "nnunet", "--train", "synthetic", "--trainer", "proxy", "--real",
-            root / "store", "--synthetic", images, "--modality", "t1,flair", "--out", "arms",
-            *flags,
+            root / "store", "--synthetic", root / "discs" / "images", "--modality", "t1,flair",
+            "--out", "arms", *flags,
         ),
     }  # fmt: skip
 
 
 def build_more(root, driver):
     """Add to a world what the other commands of `writers` read."""
+    write_disc_dataset(root / "discs")
     driver.complete(*train(root, "imgx"), "--out", root / "models" / "imgx")
     rows = Shards(root / "images").raw(range(3))["images"]
     (root / "slices").mkdir()
