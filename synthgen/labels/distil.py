@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from synthgen.core.errors import RecipeError, RequestError
 from synthgen.core.manifest import digest
@@ -24,19 +23,18 @@ from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import draw_shuffled
 from synthgen.diffusion.few_step import FewStepScheduler
 from synthgen.diffusion.schedule import build_sampler, target_of
+from synthgen.labels.denoiser import DenoiserStep
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import write_model
 from synthgen.labels.generator import DiffusionLabelGenerator
-from synthgen.labels.optimise import build_ema, build_optimizer, build_schedule, descend
 from synthgen.labels.train import PREVIEW, default_run_dir, report
-from synthgen.labels.train_diffusion import Denoiser
 from synthgen.labels.trajectories import Trajectories, draw_values, teacher_trajectories
 from synthgen.runtime import build_accelerator, place
 from synthgen.training.log import colour_argmax, colour_labels, stack_rows
 from synthgen.training.loop import LoopSettings, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -99,7 +97,7 @@ def build_student(teacher: LabelDiffusionPipeline, knots: Sequence[int]) -> Labe
     )
 
 
-class DistillationStep:
+class DistillationStep(DenoiserStep):
     """A `TrainStep`: one iteration of the student."""
 
     def __init__(
@@ -110,36 +108,15 @@ class DistillationStep:
         trajectories: Trajectories,
         accelerator: Accelerator,
     ) -> None:
-        self._student, self._teacher, self._recipe = student, teacher, recipe
-        self._trajectories, self._accelerator = trajectories, accelerator
+        super().__init__(student, recipe.train, accelerator)
+        self._teacher, self._recipe, self._trajectories = teacher, recipe, trajectories
         self._jumps: FewStepScheduler = student.scheduler
-        net = place(Denoiser(student.unet, student.condition_embedding), accelerator.device)
         place(student.vae, accelerator.device)
-        optimizer = build_optimizer(recipe.train, net.parameters())
-        self.ema = {"denoiser": build_ema(recipe.train, net)}
-        self.schedulers = {"denoiser": build_schedule(recipe.train, optimizer)}
-        self._net, self._optimizer = accelerator.prepare(net, optimizer)
-        self.models: dict[str, nn.Module] = {"denoiser": self._net}
-        self.optimizers: dict[str, Any] = {"denoiser": self._optimizer}
         self._taught: npt.NDArray[np.float32] | None = None
 
-    def step(self, accelerator: Accelerator, step: int) -> Mapping[str, float | torch.Tensor]:
-        """Make one iteration; see `TrainStep.step`."""
-        own = step >= self._recipe.teacher_states
-        total, norm = descend(
-            accelerator,
-            step,
-            self._net,
-            self._optimizer,
-            self._recipe.train.clip_norm,
-            lambda number: self._loss(number, own=own),
-        )
-        self.schedulers["denoiser"].step()
-        self.ema["denoiser"].step(accelerator.unwrap_model(self._net).parameters())
-        return {"l2": total, "grad_norm": norm}
-
-    def _loss(self, number: int, *, own: bool) -> torch.Tensor:
+    def _loss(self, step: int, number: int) -> torch.Tensor:
         """Return the mean squared error of the clean latents that each jump implies."""
+        own = step >= self._recipe.teacher_states
         size, known, device = (
             self._recipe.train.batch_size,
             self._trajectories,
@@ -175,19 +152,14 @@ class DistillationStep:
     @torch.no_grad()
     def sheet(self, step: int) -> npt.NDArray[np.float32] | None:
         """Return four rows: maps of the teacher, the student's from the same noise, in colour."""
-        parameters = [*self._student.unet.parameters()]
-        parameters += self._student.condition_embedding.parameters()
         # Beyond the trajectories: noise and conditions that the student never learnt from.
         first = self._recipe.trajectories
         keys = [SampleKey(self._recipe.train.seed, first + i) for i in range(PREVIEW)]
         values = draw_values(self._teacher, keys, self._recipe.lesion_free)
         if self._taught is None:
             self._taught = self._drawn(self._teacher.pipeline, values, keys)
-        self.ema["denoiser"].store(parameters)
-        self.ema["denoiser"].copy_to(parameters)
-        with self._accelerator.autocast():
-            learnt = self._drawn(self._student, values, keys)
-        self.ema["denoiser"].restore(parameters)
+        with self.averaged(), self._accelerator.autocast():
+            learnt = self._drawn(self._pipeline, values, keys)
         taught = self._taught
         return stack_rows(
             [
@@ -205,13 +177,6 @@ class DistillationStep:
         pv = pipeline(values, [key.torch(Stream.NOISE) for key in keys]).pv
         drawn: npt.NDArray[np.float32] = pv.numpy()
         return drawn
-
-    def state(self) -> dict[str, Any]:
-        """Return nothing: all state is in tensors."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
 
 
 def distil_labels(
@@ -264,8 +229,7 @@ def distil_labels(
     identity = digest(facts | {"teacher": learnt.identity})[:16]
     settings = LoopSettings.of(train, train.steps, identity=identity, max_minutes=max_minutes)
     run(step, settings, run_dir / "distil", accelerator, resume)
-    step.ema["denoiser"].copy_to(accelerator.unwrap_model(step.models["denoiser"]).parameters())
-    student.to("cpu")
+    step.finish()
     training = dict(read_record(teacher)["training"]) | {
         "recipe": recipe.model_dump(mode="json", by_alias=True, include={"name", "distil"}),
         "teacher": dict(learnt.identity),

@@ -195,8 +195,7 @@ def train_diffusion(plan: TrainPlan, vae: ModelMixin) -> TrainedDiffusion:
         train, train.steps, identity=plan.identity("diffusion"), max_minutes=plan.max_minutes
     )
     steps = run(step, settings, run_dir, accelerator, plan.resume)
-    step.ema["denoiser"].copy_to(accelerator.unwrap_model(step.models["denoiser"]).parameters())
-    pipeline.to("cpu")
+    step.finish()
     return TrainedDiffusion(pipeline, scale, steps)
 
 

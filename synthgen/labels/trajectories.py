@@ -18,7 +18,7 @@ from synthgen.diffusion.sampling import guided, sample, seeded_noise
 from synthgen.diffusion.schedule import build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.cache import load_tensors, save_tensors
-from synthgen.labels.train_diffusion import Denoiser
+from synthgen.labels.denoiser import Denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
