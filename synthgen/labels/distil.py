@@ -20,6 +20,7 @@ from synthgen.core.errors import RecipeError, RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.model_folder import read_record
 from synthgen.core.rng import SampleKey, Stream
+from synthgen.core.workspace import default_run_dir
 from synthgen.data.loaders import draw_shuffled
 from synthgen.diffusion.few_step import FewStepScheduler
 from synthgen.diffusion.schedule import build_sampler, target_of
@@ -27,7 +28,7 @@ from synthgen.labels.denoiser import DenoiserStep
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import write_model
 from synthgen.labels.generator import DiffusionLabelGenerator
-from synthgen.labels.train import PREVIEW, default_run_dir, report
+from synthgen.labels.train import PREVIEW, report
 from synthgen.labels.trajectories import Trajectories, draw_values, teacher_trajectories
 from synthgen.runtime import build_accelerator, place
 from synthgen.training.log import colour_argmax, colour_labels, stack_rows

@@ -21,6 +21,7 @@ from synthgen.core.manifest import (
     unsealed,
     write_atomic,
 )
+from synthgen.core.workspace import default_run_dir
 from synthgen.data.augment import PvAugment
 from synthgen.data.loaders import LabelBatch, LabelBatches
 from synthgen.data.store import TrainingStore
@@ -326,11 +327,6 @@ def report(run_dir: Path, model: torch.nn.Module) -> dict[str, Any]:
         "parameters": num_parameters(model),
         "losses": {k: sum(r[k] for r in last) / len(last) for k in keys},
     }
-
-
-def default_run_dir(out: Path) -> Path:
-    """Return `work/runs/labels` for `work/models/labels`."""
-    return out.absolute().parent.parent / "runs" / out.name
 
 
 def label_batches(plan: TrainPlan, train: TrainRecipe) -> LabelBatches:
