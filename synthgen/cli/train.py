@@ -1,7 +1,7 @@
 """`synthgen train labels|images|angiograms RECIPE`: train a generator on real data.
 
-`synthgen train distil RECIPE [--teacher MODEL]`: a label model that samples in few steps, from one
-that takes many; needs no data.
+`synthgen train distil RECIPE [--teacher MODEL]`: a label model that samples in few steps, or with
+its guidance in one network call a step, from one that takes more; needs no data.
 
 `synthgen train imgx|hidiff RECIPE --data PATH`: train a segmenter on labelled images, real,
 generated or mixed.
@@ -97,7 +97,7 @@ def distil(
     resume: ResumeOption = False,
     max_minutes: MinutesOption = None,
 ) -> None:
-    """Teach a label model to sample in few steps, from its own samples, without data."""
+    """Teach a label model to sample with fewer network calls, from its own samples."""
     document = _load(recipe, override, "distil")
     from synthgen.cli.generation import find_model
     from synthgen.labels.distil import distil_labels

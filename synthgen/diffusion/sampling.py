@@ -12,6 +12,10 @@ from synthgen.core.errors import RequestError
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`(x_t (B, Z, *S), t (B,)) -> prediction (B, Z, *S)`."""
 
+Predictor = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(x_t, t, keep) -> prediction`, where `keep` `(B,)` is 1 for the condition and 0 for the
+null token."""
+
 
 def seeded_noise(
     generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu"
@@ -67,14 +71,11 @@ def sample(
     return x_t
 
 
-def guided(
-    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], guidance: float
-) -> Denoiser:
+def guided(predict: Predictor, guidance: float) -> Denoiser:
     """Wrap a conditional network in classifier-free guidance (arXiv:2207.12598).
 
     Args:
-        predict: `(x_t, t, keep) -> prediction`, where `keep` `(B,)` is 1 for the condition and 0
-            for the null token. Asked with twice the batch unless `guidance` is 1.
+        predict: asked with twice the batch unless `guidance` is 1.
         guidance: 1 is the plain conditional prediction.
     """
 

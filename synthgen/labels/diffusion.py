@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 
 from synthgen.data.augment import PvAugment, warp_raw
-from synthgen.diffusion.sampling import guided, sample, seeded_noise
+from synthgen.diffusion.sampling import Predictor, guided, sample, seeded_noise
 from synthgen.diffusion.schedule import Sampler, build_sampler
 from synthgen.models.autoencoder import Head, apply_head
 
@@ -54,6 +54,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         sampler: default sampler.
         num_inference_steps: default steps.
         guidance: default guidance.
+        folded_guidance: guidance that the U-Net's own prediction under a condition holds already.
         eta: default stochasticity of DDIM.
     """
 
@@ -71,6 +72,7 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         sampler: Sampler = "dpm",
         num_inference_steps: int = 20,
         guidance: float = 1.0,
+        folded_guidance: float = 1.0,
         eta: float = 0.0,
     ) -> None:
         super().__init__()
@@ -86,8 +88,36 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             guidance=guidance,
+            folded_guidance=folded_guidance,
             eta=eta,
         )
+
+    def strength(self, guidance: float | None = None) -> float:
+        """Return by how much a guidance multiplies the network's own distance from the null token.
+
+        Where that is 1, a step takes one network call, else two. A network that was trained to
+        predict what guidance `w` gives, `null + w (conditional - null)`, gives any other guidance
+        as `null + guidance / w (own - null)`.
+        """
+        wanted = self.config.guidance if guidance is None else guidance
+        return float(wanted / self.config.folded_guidance)
+
+    def predictor(self, values: torch.Tensor) -> Predictor:
+        """Return the network under scaled conditions `(B, K)`.
+
+        It takes one or several copies of a batch, one after the other, and for each sample of them
+        whether its condition counts (1) or the null token (0).
+        """
+        values, dtype = values.to(self.unet.device), self.unet.dtype
+
+        def predict(x_t: torch.Tensor, t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+            repeated = values.repeat(x_t.shape[0] // values.shape[0], 1)
+            inputs = self.condition_embedding(x_t, repeated, keep)
+            x_in = inputs.sample.to(dtype, memory_format=torch.channels_last)
+            prediction: torch.Tensor = self.unet(x_in, t, class_labels=inputs.class_labels).sample
+            return prediction
+
+        return predict
 
     @torch.inference_mode()
     def __call__(
@@ -106,27 +136,16 @@ class LabelDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             values: scaled conditions `(B, K)`.
             generators: B CPU generators.
             sampler: None for the pipeline's own, like the following.
-            num_inference_steps: network calls.
+            num_inference_steps: steps, of one network call, or of two if guidance asks for it.
             guidance: classifier-free guidance, 1 for none.
             eta: stochasticity of DDIM.
         """
-        config = self.config
-        device, dtype = self.unet.device, self.unet.dtype
-        strength = config.guidance if guidance is None else guidance
-        values = values.to(device)
-
-        def predict(x_t: torch.Tensor, t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-            repeated = values.repeat(x_t.shape[0] // values.shape[0], 1)
-            inputs = self.condition_embedding(x_t, repeated, keep)
-            x_in = inputs.sample.to(dtype, memory_format=torch.channels_last)
-            prediction: torch.Tensor = self.unet(x_in, t, class_labels=inputs.class_labels).sample
-            return prediction
-
+        config, device = self.config, self.unet.device
         noise = seeded_noise(
             generators, (self.unet.config.out_channels, *config.latent_size), device
         )
         latents = sample(
-            guided(predict, strength),
+            guided(self.predictor(values), self.strength(guidance)),
             build_sampler(sampler or config.sampler, self.scheduler),
             num_inference_steps or config.num_inference_steps,
             noise,

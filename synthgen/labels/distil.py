@@ -1,10 +1,6 @@
-"""Distil a label model: a student of few steps learns where its teacher's many steps lead.
+"""Distil a label model: a student learns to draw its teacher's maps with fewer network calls.
 
-Progressive distillation (Salimans and Ho 2022, arXiv:2202.00512, section 3; guidance folded into
-the student as in Meng et al. 2023, arXiv:2210.03142, stage one). Deviations: one round from many
-steps to few instead of halvings; the teacher's draws are cached, so that no training data is
-needed; in the end the student learns on its own states, as it samples (Ross et al. 2011,
-arXiv:1011.0686); the weights of the loss are 1 for each jump, on the clean latents.
+What a student learns is told in `students.py`, after which the recipe's `distil.kind` is named.
 """
 
 from __future__ import annotations
@@ -13,36 +9,28 @@ import copy
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from synthgen.core.errors import RecipeError, RequestError
 from synthgen.core.manifest import digest
 from synthgen.core.model_folder import read_record
-from synthgen.core.rng import SampleKey, Stream
 from synthgen.core.workspace import default_run_dir
-from synthgen.data.loaders import draw_shuffled
 from synthgen.diffusion.few_step import FewStepScheduler
 from synthgen.diffusion.schedule import build_sampler, target_of
-from synthgen.labels.denoiser import DenoiserStep
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import write_model
 from synthgen.labels.generator import DiffusionLabelGenerator
-from synthgen.labels.train import PREVIEW, report
-from synthgen.labels.trajectories import Trajectories, draw_values, teacher_trajectories
-from synthgen.runtime import build_accelerator, place
-from synthgen.training.log import colour_argmax, colour_labels, stack_rows
+from synthgen.labels.students import DistillationStep, GuidanceStep, JumpStep
+from synthgen.labels.train import report
+from synthgen.labels.trajectories import Trajectories, teacher_trajectories
+from synthgen.runtime import build_accelerator
 from synthgen.training.loop import LoopSettings, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-    from accelerate import Accelerator
+    from diffusers import SchedulerMixin
 
     from synthgen.recipe import Recipe
-    from synthgen.recipe.distil import DistilRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -77,107 +65,50 @@ def few_step_scheduler(pipeline: LabelDiffusionPipeline, knots: Sequence[int]) -
     return student
 
 
-def build_student(teacher: LabelDiffusionPipeline, knots: Sequence[int]) -> LabelDiffusionPipeline:
+def jumping_student(
+    teacher: LabelDiffusionPipeline, knots: Sequence[int]
+) -> LabelDiffusionPipeline:
     """Return a copy of the teacher that jumps between `knots` of its steps, untrained.
 
     Raises:
         RequestError: see `few_step_scheduler`.
         RecipeError: see `few_step_scheduler`.
     """
-    config = teacher.config
-    kept = ("latent_size", "head", "background_threshold", "temperature", "warp")
-    return LabelDiffusionPipeline(
-        vae=teacher.vae,
-        unet=copy.deepcopy(teacher.unet),
-        condition_embedding=copy.deepcopy(teacher.condition_embedding),
-        scheduler=few_step_scheduler(teacher, knots),
+    return _student(
+        teacher,
+        few_step_scheduler(teacher, knots),
         sampler="distilled",
         num_inference_steps=len(knots) - 1,
         guidance=1.0,
-        **{key: config[key] for key in kept},
+        folded_guidance=1.0,
     )
 
 
-class DistillationStep(DenoiserStep):
-    """A `TrainStep`: one iteration of the student."""
+def folded_student(teacher: LabelDiffusionPipeline) -> LabelDiffusionPipeline:
+    """Return a copy of the teacher whose own prediction shall be the guided one, untrained.
 
-    def __init__(
-        self,
-        student: LabelDiffusionPipeline,
-        teacher: DiffusionLabelGenerator,
-        recipe: DistilRecipe,
-        trajectories: Trajectories,
-        accelerator: Accelerator,
-    ) -> None:
-        super().__init__(student, recipe.train, accelerator)
-        self._teacher, self._recipe, self._trajectories = teacher, recipe, trajectories
-        self._jumps: FewStepScheduler = student.scheduler
-        place(student.vae, accelerator.device)
-        self._taught: npt.NDArray[np.float32] | None = None
-
-    def _loss(self, step: int, number: int) -> torch.Tensor:
-        """Return the mean squared error of the clean latents that each jump implies."""
-        own = step >= self._recipe.teacher_states
-        size, known, device = (
-            self._recipe.train.batch_size,
-            self._trajectories,
-            self._accelerator.device,
+    Raises:
+        RequestError: the teacher samples without a second network call already.
+    """
+    if isinstance(teacher.scheduler, FewStepScheduler) or teacher.strength() == 1:
+        raise RequestError(
+            "expected a teacher with guidance that takes a second network call, got one that "
+            "takes one call a step; there is nothing to fold in"
         )
-        everything = np.arange(len(known.values))
-        rows = draw_shuffled(everything, self._recipe.train.seed, 0, number * size, size)
-        values, states = known.values[rows].to(device), known.states[rows].float().to(device)
-        jumps = states.shape[1] - 1
-        before = self._own_states(states[:, 0], values) if own else states[:, :-1]
-        x_t, jump = before.flatten(0, 1), torch.arange(jumps, device=device).repeat(size)
-        wanted = self._jumps.wanted_start(states[:, 1:].flatten(0, 1), x_t, jump)
-        got = self._start(x_t, values.repeat_interleave(jumps, dim=0), jump)
-        return (got - wanted).square().mean()
+    return _student(teacher, teacher.scheduler, folded_guidance=teacher.config.guidance)
 
-    def _start(self, x_t: torch.Tensor, values: torch.Tensor, jump: torch.Tensor) -> torch.Tensor:
-        times = torch.as_tensor(self._jumps.config.times, device=x_t.device)
-        x_in = x_t.contiguous(memory_format=torch.channels_last)
-        keep = torch.ones(len(x_t), device=x_t.device)
-        prediction = self._net(x_in, times[jump], values, keep).float()
-        return self._jumps.start(prediction, x_t, jump)
 
-    @torch.no_grad()
-    def _own_states(self, noise: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return the states `(B, K, Z, X, Y)` from which the student itself would jump."""
-        visited = [noise]
-        for number in range(len(self._jumps.config.times) - 1):
-            jump = torch.full((len(noise),), number, device=noise.device)
-            start = self._start(visited[-1], values, jump)
-            visited.append(self._jumps.landing(start, visited[-1], jump))
-        return torch.stack(visited, dim=1)
-
-    @torch.no_grad()
-    def sheet(self, step: int) -> npt.NDArray[np.float32] | None:
-        """Return four rows: maps of the teacher, the student's from the same noise, in colour."""
-        # Beyond the trajectories: noise and conditions that the student never learnt from.
-        first = self._recipe.trajectories
-        keys = [SampleKey(self._recipe.train.seed, first + i) for i in range(PREVIEW)]
-        values = draw_values(self._teacher, keys, self._recipe.lesion_free)
-        if self._taught is None:
-            self._taught = self._drawn(self._teacher.pipeline, values, keys)
-        with self.averaged(), self._accelerator.autocast():
-            learnt = self._drawn(self._pipeline, values, keys)
-        taught = self._taught
-        return stack_rows(
-            [
-                colour_argmax(taught),
-                colour_argmax(learnt),
-                colour_labels(taught),
-                colour_labels(learnt),
-            ]
-        )
-
-    @staticmethod
-    def _drawn(
-        pipeline: LabelDiffusionPipeline, values: torch.Tensor, keys: Sequence[SampleKey]
-    ) -> npt.NDArray[np.float32]:
-        pv = pipeline(values, [key.torch(Stream.NOISE) for key in keys]).pv
-        drawn: npt.NDArray[np.float32] = pv.numpy()
-        return drawn
+def _student(
+    teacher: LabelDiffusionPipeline, scheduler: SchedulerMixin, **changes: float | str
+) -> LabelDiffusionPipeline:
+    own = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    networks = {
+        "vae": teacher.vae,
+        "unet": copy.deepcopy(teacher.unet),
+        "condition_embedding": copy.deepcopy(teacher.condition_embedding),
+        "scheduler": scheduler,
+    }
+    return LabelDiffusionPipeline(**own | networks | changes)
 
 
 def distil_labels(
@@ -215,22 +146,33 @@ def distil_labels(
     )
     learnt = DiffusionLabelGenerator.load(teacher)
     recipe.label_schema.require_same(learnt.schema, str(teacher))
-    student = build_student(learnt.pipeline, section.knots)
     drawing = DiffusionLabelGenerator.load(
         teacher,
         device=str(accelerator.device),
         dtype="fp32" if train.precision == "fp32" else "bf16",
     )
     facts = section.model_dump(mode="json", exclude={"train": {"trackers"}})
-    drawn = {k: facts[k] for k in ("knots", "lesion_free")} | {"seed": train.seed}
-    trajectories = teacher_trajectories(
-        drawing, section, run_dir / "trajectories", digest(drawn | drawing.identity)[:16]
-    )
-    step = DistillationStep(student, drawing, section, trajectories, accelerator)
+
+    def draws(knots: Sequence[int]) -> Trajectories:
+        drawn = {"knots": list(knots), "lesion_free": section.lesion_free, "seed": train.seed}
+        known = digest(drawn | drawing.identity)[:16]
+        with accelerator.main_process_first():
+            return teacher_trajectories(drawing, section, knots, run_dir / "trajectories", known)
+
+    step: DistillationStep
+    if section.kind == "steps":
+        student = jumping_student(learnt.pipeline, section.knots)
+        step = JumpStep(student, drawing, section, draws(section.knots), accelerator)
+    else:
+        student = folded_student(learnt.pipeline)
+        clean = (learnt.pipeline.config.num_inference_steps,)
+        step = GuidanceStep(student, drawing, section, draws(clean), accelerator)
     identity = digest(facts | {"teacher": learnt.identity})[:16]
     settings = LoopSettings.of(train, train.steps, identity=identity, max_minutes=max_minutes)
     run(step, settings, run_dir / "distil", accelerator, resume)
     step.finish()
+    if not accelerator.is_main_process:
+        return
     training = dict(read_record(teacher)["training"]) | {
         "recipe": recipe.model_dump(mode="json", by_alias=True, include={"name", "distil"}),
         "teacher": dict(learnt.identity),

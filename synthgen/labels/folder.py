@@ -154,12 +154,20 @@ def _distilled(training: Mapping[str, Any]) -> Sequence[str]:
     teacher = training.get("teacher")
     if not isinstance(teacher, Mapping):
         return []
+    model, guidance = str(teacher["model"])[:16], f"{teacher['guidance']:g}"
+    if training["recipe"]["distil"]["kind"] == "guidance":
+        return [
+            (
+                f"Guidance of {guidance} folded in from the model {model} (Meng et al. 2023, "
+                "arXiv:2210.03142): one network call a step; any other guidance takes two. What "
+                "follows tells of both."
+            )
+        ]
     return [
         (
-            f"Distilled from the model {str(teacher['model'])[:16]}: it jumps to where "
-            f"{teacher['steps']} steps of '{teacher['sampler']}' with guidance "
-            f"{teacher['guidance']:g} lead; other samplers, steps and guidance are refused. What "
-            "follows tells of both."
+            f"Distilled from the model {model}: it jumps to where {teacher['steps']} steps of "
+            f"'{teacher['sampler']}' with guidance {guidance} lead; other samplers, steps and "
+            "guidance are refused. What follows tells of both."
         )
     ]
 

@@ -57,7 +57,7 @@ class DiffusionLabelGenerator:
         if not 1 <= self._steps <= most:
             raise RequestError(f"sampling steps must lie in 1 .. {most}, got {self._steps}")
         fitting.set_timesteps(self._steps)  # raises early if a distilled model has others
-        if not 0 < self._guidance < float("inf"):
+        if not 0 < pipeline.strength(self._guidance) < float("inf"):
             raise RequestError(f"guidance must be above 0 and finite, got {self._guidance:g}")
         if self._sampler == "distilled" and self._guidance != 1:
             raise RequestError(
@@ -97,7 +97,7 @@ class DiffusionLabelGenerator:
             )
         except SynthgenError:
             raise
-        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
             raise StoreError(f"{folder / INDEX}: {one_line(error)}; {REMEDY}") from error
 
     @property
@@ -114,6 +114,11 @@ class DiffusionLabelGenerator:
     def unet(self) -> UNet2DModel:
         """The denoising network."""
         return self._pipeline.unet
+
+    @property
+    def network_calls(self) -> int:
+        """How often a map asks the denoising network."""
+        return self._steps * (1 if self._pipeline.strength(self._guidance) == 1 else 2)
 
     @property
     def schema(self) -> LabelSchema:

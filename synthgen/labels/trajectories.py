@@ -18,14 +18,13 @@ from synthgen.diffusion.sampling import guided, sample, seeded_noise
 from synthgen.diffusion.schedule import build_sampler
 from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.cache import load_tensors, save_tensors
-from synthgen.labels.denoiser import Denoiser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from synthgen.labels.generator import DiffusionLabelGenerator
-    from synthgen.recipe.distil import DistilRecipe
+    from synthgen.recipe.distil import StudentRecipe
 
 logger = logging.getLogger(__name__)
 _CHUNK = 16
@@ -34,11 +33,11 @@ _FILE = 64
 
 @dataclass(frozen=True)
 class Trajectories:
-    """N draws of a teacher at K + 1 of its states.
+    """N draws of a teacher at some of its states.
 
     Attributes:
         values: scaled conditions `(N, V)` float32.
-        states: `(N, K + 1, Z, X, Y)` float16, from pure noise to clean latents.
+        states: `(N, K, Z, X, Y)` float16, in the order of sampling.
     """
 
     values: torch.Tensor
@@ -71,13 +70,18 @@ def draw_values(
 
 
 def teacher_trajectories(
-    teacher: DiffusionLabelGenerator, recipe: DistilRecipe, folder: Path, identity: str
+    teacher: DiffusionLabelGenerator,
+    recipe: StudentRecipe,
+    knots: Sequence[int],
+    folder: Path,
+    identity: str,
 ) -> Trajectories:
     """Return `recipe.trajectories` draws of the teacher, those that `folder` holds from there.
 
     Args:
         teacher: draws with its own sampler, steps and guidance.
-        recipe: what to draw, and which states to keep.
+        recipe: what to draw.
+        knots: which states to keep.
         folder: written file by file, so that a killed run loses little.
         identity: digest of what decides the draws; files of another one are replaced.
 
@@ -91,7 +95,7 @@ def teacher_trajectories(
         path = folder / f"{start // _FILE:05d}.safetensors"
         part = load_tensors(path, ("values", "states"), f"{identity}/{count}")
         if part is None:
-            part = _drawn(teacher, recipe, keys)
+            part = _drawn(teacher, recipe, knots, keys)
             save_tensors(path, part, f"{identity}/{count}")
             logger.info("teacher: %d of %d trajectories", start + count, recipe.trajectories)
         parts.append(part)
@@ -99,11 +103,14 @@ def teacher_trajectories(
 
 
 def _drawn(
-    teacher: DiffusionLabelGenerator, recipe: DistilRecipe, keys: Sequence[SampleKey]
+    teacher: DiffusionLabelGenerator,
+    recipe: StudentRecipe,
+    knots: Sequence[int],
+    keys: Sequence[SampleKey],
 ) -> dict[str, torch.Tensor]:
     values = draw_values(teacher, keys, recipe.lesion_free)
     states = [
-        follow(teacher, values[i : i + _CHUNK], keys[i : i + _CHUNK], recipe.knots)
+        follow(teacher, values[i : i + _CHUNK], keys[i : i + _CHUNK], knots)
         for i in range(0, len(keys), _CHUNK)
     ]
     return {"values": values, "states": torch.cat(states).half().cpu()}
@@ -116,7 +123,7 @@ def follow(
     keys: Sequence[SampleKey],
     knots: Sequence[int],
 ) -> torch.Tensor:
-    """Draw latents and return the states `(B, K + 1, Z, X, Y)` float32 at steps `knots`.
+    """Draw latents and return the states `(B, K, Z, X, Y)` float32 at K steps `knots`.
 
     Args:
         teacher: draws with its own sampler, steps and guidance.
@@ -126,17 +133,8 @@ def follow(
     """
     pipeline = teacher.pipeline
     config, unet = pipeline.config, pipeline.unet
-    net = Denoiser(unet, pipeline.condition_embedding)
-    values = values.to(unet.device)
-
-    def predict(x_t: torch.Tensor, t: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        repeated = values.repeat(x_t.shape[0] // values.shape[0], 1)
-        x_in = x_t.to(unet.dtype, memory_format=torch.channels_last)
-        prediction: torch.Tensor = net(x_in, t, repeated, keep)
-        return prediction
-
     visited: list[torch.Tensor] = []
-    denoise = guided(predict, config.guidance)
+    denoise = guided(pipeline.predictor(values), pipeline.strength())
 
     def remembering(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         visited.append(x_t)

@@ -122,6 +122,7 @@ def test_info_lists_recipes_as_json():
         "starter_images",
         "starter_labels",
         "starter_labels_fast",
+        "starter_labels_guidance",
         "tiny",
         "tiny_distil",
         "tiny_segmentation",

@@ -147,15 +147,15 @@ def test_trajectories_are_the_teachers_own_samples(teacher, distil_recipe, disti
 
 def test_damaged_trajectories_are_drawn_again(teacher, distil_recipe, tmp_path, caplog):
     generator, section = DiffusionLabelGenerator.load(teacher), distil_recipe().distil
-    first = teacher_trajectories(generator, section, tmp_path, "a")
+    first = teacher_trajectories(generator, section, section.knots, tmp_path, "a")
     path = tmp_path / "00000.safetensors"
     held = path.read_bytes()
     path.write_bytes(held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
-    again = teacher_trajectories(generator, section, tmp_path, "a")
+    again = teacher_trajectories(generator, section, section.knots, tmp_path, "a")
     assert "checksum is wrong" in caplog.text
     assert torch.equal(again.states, first.states)
     assert path.read_bytes() == held
-    teacher_trajectories(generator, section, tmp_path, "b")
+    teacher_trajectories(generator, section, section.knots, tmp_path, "b")
     assert path.read_bytes() != held  # of another identity
 
 
