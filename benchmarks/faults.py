@@ -14,12 +14,10 @@ Prints a table and writes `benchmarks/results/faults-DATE.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from faults import world  # noqa: E402 - the harness is part of the tests
 from faults.driver import Driver  # noqa: E402
 from faults.kills import DATASETS, TRAININGS, Killed, Tally  # noqa: E402
-
-from synthgen.core.manifest import provenance  # noqa: E402
+from timing import write_result  # noqa: E402
 
 SHARES = {
     **{("make", stage): share for stage, share in zip(DATASETS, (6, 5, 4, 4), strict=True)},
@@ -102,9 +99,6 @@ def main() -> None:
             "untidy_exits")  # fmt: skip
     total = {key: sum(found[key] for found in stages.values()) for key in keys}
     result = {
-        "made_by": "benchmarks/faults.py",
-        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "versions": provenance(),
         "seed": args.seed,
         "seconds": round(time.perf_counter() - started, 1),
         "kills": {s: sum(f["kills"].get(s, 0) for f in stages.values()) for s in SIGNALS},
@@ -112,10 +106,7 @@ def main() -> None:
         "stages": stages,
     }
     print(f"{sum(result['kills'].values())} kills in {result['seconds']} s: {total}")
-    day = datetime.now(tz=UTC).date().isoformat()
-    target = ROOT / "benchmarks" / "results" / f"faults-{day}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print("written:", target.relative_to(ROOT))
+    write_result("faults", result)
     if any(total.values()):
         sys.exit(1)
 

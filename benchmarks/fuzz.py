@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,7 @@ hide_broken_torchvision()
 
 from fuzz_bombs import BOMBS, MEMORY, SECONDS  # noqa: E402
 from fuzz_readers import READERS, attack, outcome  # noqa: E402
-
-from synthgen.core.manifest import provenance  # noqa: E402
+from timing import RESULTS, save_result  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,19 +50,6 @@ SILENCE_S = 300
 
 
 MEASURES = ("wall_s", "cpu_s", "peak")
-
-
-def cpu_model() -> dict[str, object]:
-    """Return name and vector extensions of the CPU."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {name.strip(): value.strip() for name, value in facts.items()}
-    flags = set(facts.get("flags", "").split())
-    return {
-        "model": facts.get("model name", "?"),
-        "amx_bf16": "amx_bf16" in flags,
-        "avx512": "avx512f" in flags,
-    }
 
 
 def memory(key: str) -> int:
@@ -200,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--only", default="", help="readers with this in their name")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     total = sum(reader.share for reader in READERS.values())
     counts = {
@@ -220,12 +205,7 @@ def main() -> None:
         )
         for defect in row["defects"][:5]:
             print("   ", defect, flush=True)
-    date = datetime.now(UTC).date().isoformat()
     body = {
-        "script": "benchmarks/fuzz.py",
-        "date": date,
-        "machine": cpu_model(),
-        "versions": provenance(),
         "bounds": {"memory_mib": MEMORY // 2**20, "cpu_s": SECONDS, "hang_wall_s": SILENCE_S},
         "inputs": sum(row["inputs"] for row in result.values()),
         "defects": sum(len(row["defects"]) for row in result.values()),
@@ -236,9 +216,7 @@ def main() -> None:
     }
     print(f"{body['inputs']} inputs, {body['defects']} defects, {body['wall_s']:.0f} s")
     if not options.only:
-        target = options.out / f"fuzz-{date}.json"
-        target.write_text(json.dumps(body, indent=1) + "\n")
-        print("written:", target)
+        print("written:", save_result("fuzz", body, folder=options.out))
 
 
 if __name__ == "__main__":

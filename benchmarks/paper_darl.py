@@ -16,19 +16,17 @@ paper_darl_coronary.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from timing import RESULTS, save_result
 from vessel_methods import coronary, lazily, retina
 
 from synthgen.core.errors import RequestError, SynthgenError
-from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.evaluate.segmentation import mask_metrics
 
@@ -216,7 +214,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=128, help="pictures to render for a U-Net")
     parser.add_argument("--minutes", type=float, help="most for one training; it then ends early")
     parser.add_argument("--work", type=Path, default=Path("work/benchmark/darl"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -255,11 +253,8 @@ def main() -> int:
         "rows": rows,
         "paired": pairs,
         "seconds": {**seconds, "all": time.perf_counter() - started},
-        "versions": provenance(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"paper_darl_{task.name}-{datetime.now(UTC):%Y-%m-%d}.json"
-    path.write_text(json.dumps(body, indent=1) + "\n")
+    path = save_result(f"paper_darl_{task.name}", body, "paper_darl", options.out)
     path.with_suffix(".md").write_text(table)
     # XCAD states no licence: its pictures are not shown.
     sheet(task, masks, pictures=task.name == "retina").save(path.with_suffix(".png"), optimize=True)

@@ -13,16 +13,15 @@ Prints a table, writes `results/metric_sanity-DATE.json` and a report with the t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
+from timing import save_result
 
 from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey, Stream
@@ -279,11 +278,8 @@ def main() -> int:
         "results": results,
         "seconds": time.perf_counter() - started,
         "slices": len(groups.candidates),
-        "versions": provenance(),
     }
-    name = f"metric_sanity-{datetime.now(UTC):%Y-%m-%d}.json"
-    out = Path(__file__).parent / "results" / name
-    out.write_text(json.dumps(body, indent=1) + "\n")
+    save_result("metric_sanity", body, "paper_metric_sanity")
     print(page)
     wrong = [line for line in rows_of(results) if line[-1].startswith("NO")]
     return int(bool(wrong))

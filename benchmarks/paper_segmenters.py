@@ -21,17 +21,16 @@ import json
 import sys
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import ndimage
+from timing import RESULTS, save_result
 
 from synthgen.benchmark.significance import joint_bootstrap, seed_spread
 from synthgen.core.errors import SynthgenError
-from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.labelled import open_labelled
 from synthgen.evaluate.segmentation import centreline_dice, overlap
@@ -266,7 +265,7 @@ def main() -> None:
     parser.add_argument("--compare", action="append", default=[], metavar="A,B")
     parser.add_argument("--cases", type=int, default=120)
     parser.add_argument("--whole", action="store_true", help="one window for the whole picture")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -287,8 +286,6 @@ def main() -> None:
     table = markdown(rows, pairs, metrics)
     print(table)
     document = {
-        "made_by": "benchmarks/paper_segmenters.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {"name": Path(data.name).name, "subjects": list(data.subjects), "real": data.real},
         "cases": len(cases),
         "window": window,
@@ -296,13 +293,11 @@ def main() -> None:
         "levels": levels(rows, metrics),
         "differences": pairs,
         "seconds": round(time.monotonic() - started),
-        "versions": provenance(),
     }
-    stem = options.out / f"{options.name}-{datetime.now(UTC).date()}"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1))
-    stem.with_suffix(".md").write_text(table)
-    draw(stem.with_suffix(".png"), data, first)
-    print(f"{stem}.json")
+    path = save_result(options.name, document, "paper_segmenters", options.out)
+    path.with_suffix(".md").write_text(table)
+    draw(path.with_suffix(".png"), data, first)
+    print(path)
 
 
 def chosen_cases_of(cases: Sequence[int]) -> list[int]:

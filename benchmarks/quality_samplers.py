@@ -14,18 +14,17 @@ Prints a table, writes `results/quality_samplers-DATE.json` and a sheet of maps,
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from timing import save_result
 
-from synthgen.core.manifest import digest, provenance
+from synthgen.core.manifest import digest
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.store import TrainingStore
 from synthgen.evaluate import descriptors, label_metrics
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float64]
-RESULTS = Path(__file__).parent / "results"
 GOAL, OTHER = "teacher, its own steps", "teacher, other noise"
 COMPONENTS, SWAPS, SHOWN = 16, 200, 12
 
@@ -332,22 +330,18 @@ def write(
     floor: Mapping[str, Sequence[float]],
 ) -> None:
     """Write the numbers and the sheet."""
-    stem = f"quality_samplers-{datetime.now(UTC):%Y-%m-%d}"
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     record = {
+        "threads": 1,
         "n": args.n,
         "seed": args.seed,
         "batch_size": 8,
         "models": {name: dict(arm.generator.identity) for name, arm in arms.items()},
         "floor": floor,
         "arms": table,
-        "machine": {"cpu": cpu[0].split(":")[1].strip() if cpu else "", "threads": 1},
-        "provenance": provenance(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    sheet = save_result("quality_samplers", record).with_suffix(".png")
     rows = [colour_argmax(arm.maps[:SHOWN]) for name, arm in arms.items() if name != OTHER]
-    write_sheet(RESULTS / f"{stem}.png", np.stack(rows))
+    write_sheet(sheet, np.stack(rows))
 
 
 if __name__ == "__main__":

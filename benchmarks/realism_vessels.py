@@ -14,16 +14,14 @@ Writes realism_vessels-DATE.json to `benchmarks/results`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from timing import RESULTS, save_result
 
-from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey
 from synthgen.data.vessel_images import read_vessel_images, scale_to
 from synthgen.evaluate.two_sample import two_sample_test
@@ -124,9 +122,9 @@ def main() -> int:
     parser.add_argument("chase", type=Path)
     parser.add_argument("xcad", type=Path)
     parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    body: dict[str, Any] = {"versions": provenance(), "seed": SEED}
+    body: dict[str, Any] = {"seed": SEED}
     retina, of_retina, middle = drawn("retina", options.n)
     nerve = [s for s, in_middle in zip(of_retina, middle, strict=True) if in_middle]
     fitted = chase(options.chase, ("01", "02", "03", "04"))
@@ -160,9 +158,7 @@ def main() -> int:
         told = two_sample_test(first, second, SampleKey(SEED, 0))
         body[f"two-sample: {name}"] = {"accuracy": told.accuracy, "spread": told.spread}
         print(f"  {name}: {told.accuracy:.3f} ± {told.spread:.3f}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"realism_vessels-{datetime.now(UTC):%Y-%m-%d}.json"
-    path.write_text(json.dumps(body, indent=1) + "\n")
+    save_result("realism_vessels", body, folder=options.out)
     return 0
 
 

@@ -15,14 +15,11 @@ quality against time instead, see `generation_curve.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +27,8 @@ import generation_curve
 import numpy as np
 import torch
 from generation_peer import STEPS, peer_seconds, peer_stages
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
+from timing import alternate, ceilings, gflop, head, result_file, spread, write_result
 
-from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey
 from synthgen.data.shard_file import write_shard
 from synthgen.data.tissue import quantize_pv
@@ -58,26 +53,6 @@ MAIN = "bf16, 20 steps"
 TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 NETWORKS = ("u-net", "decoder", "spade")
 Clock = dict[str, list[float]]
-
-
-def conv3x3(dtype: torch.dtype) -> Callable[[], object]:
-    """Return a convolution of 256 channels at 48 x 64, batch 4, channels last."""
-    x = torch.ones(4, 256, 48, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.ones(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    return lambda: functional.conv2d(x, weight, padding=1)
-
-
-def matmul(dtype: torch.dtype) -> Callable[[], object]:
-    """Return a product of two matrices of side 2048."""
-    a, b = torch.ones(2, 2048, 2048, dtype=dtype)
-    return lambda: a @ b
-
-
-CEILINGS = {
-    f"{name} {kind}": build(dtype)
-    for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
-    for name, build in (("matmul 2048", matmul), ("conv3x3 256", conv3x3))
-}
 
 
 @dataclass
@@ -144,17 +119,13 @@ class Way:
     def count(self, folder: Path) -> None:
         """Count the GFLOP a slice of each network (multiply and add apart); also warms up."""
         keys = [SampleKey(0, i) for i in range(self.batch)]
-        with FlopCounterMode(display=False) as counter:
-            pv = self.labels.sample(keys, [RANGE.draw(key) for key in keys])
-        with FlopCounterMode(display=False) as decoding:
-            self.labels.pipeline.vae.decode(self.latents())
-        with FlopCounterMode(display=False) as painting:
-            self.images.render(pv, [self.images.styles[0].name], keys)
-        decoder = decoding.get_total_flops()
-        totals = (counter.get_total_flops() - decoder, decoder, painting.get_total_flops())
-        self.gflop = {
-            name: flops / 1e9 / self.batch for name, flops in zip(NETWORKS, totals, strict=True)
-        }
+        wanted, style = [RANGE.draw(key) for key in keys], self.images.styles[0].name
+        pv: list[torch.Tensor] = []
+        labels = gflop(lambda: pv.append(self.labels.sample(keys, wanted)))
+        decoder = gflop(lambda: self.labels.pipeline.vae.decode(self.latents()))
+        spade = gflop(lambda: self.images.render(pv[0], [style], keys))
+        totals = zip(NETWORKS, (labels - decoder, decoder, spade), strict=True)
+        self.gflop = {name: total / self.batch for name, total in totals}
         self.run(folder, 0)
         self.cpu.clear()
         self.wall.clear()
@@ -192,40 +163,24 @@ def stopwatch(
     return timed
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median and quartiles."""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
-
-
-def flops_of(call: Callable[[], object]) -> float:
-    """Return the GFLOP of one call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 1e9
-
-
 @torch.no_grad()
 def measure(ways: dict[str, Way], rounds: int) -> tuple[Clock, Clock]:
-    """Run all rounds; return CPU seconds of the ceilings' and of the peer's calls."""
-    peer = peer_stages()
-    calls = CEILINGS | {f"peer {name}": call for name, call in peer.items()}
+    """Run all rounds; return GFLOP/s of the ceilings and CPU seconds of the peer's calls."""
+    peer, tops = peer_stages(), ceilings()
+    calls = tops | {f"peer {name}": call for name, call in peer.items()}
     spent: Clock = {name: [] for name in calls}
     with tempfile.TemporaryDirectory() as folder:
         for way in ways.values():
             way.count(Path(folder))
-        for call in calls.values():
-            call()
+        alternate(calls, 0)  # warms up
         for done in range(rounds):
-            for name, call in calls.items():
-                started = time.thread_time()
-                call()
-                spent[name].append(time.thread_time() - started)
+            for name, taken in alternate(calls, 1, unseen=0).items():
+                spent[name] += taken.cpu
             for name, way in ways.items():
                 way.run(Path(folder), done * way.batch)
                 print(f"round {done + 1}: {name}: {way.cpu['all'][-1]:.3f} CPU s a slice")
-    ceilings = {name: [flops_of(call) / s for s in spent[name]] for name, call in CEILINGS.items()}
-    return ceilings, {name: spent[f"peer {name}"] for name in peer}
+    rates = {name: [gflop(call) / s for s in spent[name]] for name, call in tops.items()}
+    return rates, {name: spent[f"peer {name}"] for name in peer}
 
 
 def overlap(way: Way, rounds: int, batches: int) -> dict[str, Any]:
@@ -289,23 +244,10 @@ def scaling(models: tuple[Path, Path], rounds: int, batches: int) -> dict[str, A
     return {"two_processes_over_one": spread(gains), "vcpus": multiprocessing.cpu_count()}
 
 
-def machine() -> dict[str, Any]:
-    """Return the CPU's name and what it computes bf16 with."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    facts = dict(line.replace("\t", "").split(":", 1) for line in text.splitlines() if ":" in line)
-    flags = facts.get("flags", "").split()
-    return {
-        "cpu": facts.get("model name", platform.processor()).strip(),
-        "vcpus": multiprocessing.cpu_count(),
-        "flags": [f for f in flags if f.startswith(("amx", "avx512_bf16", "avx512f", "avx2"))],
-        "torch": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def summary(ways: dict[str, Way], ceilings: Clock, peer: Clock) -> dict[str, Any]:
+def summary(ways: dict[str, Way], tops: Clock, peer: Clock) -> dict[str, Any]:
     """Return medians, quartiles, ratios to the peer and shares of the ceilings."""
     found: dict[str, Any] = {
-        "ceilings_gflop_per_s": {name: spread(rates) for name, rates in ceilings.items()},
+        "ceilings_gflop_per_s": {name: spread(rates) for name, rates in tops.items()},
         "peer_cpu_s": {name: spread(seconds) for name, seconds in peer.items()},
         "ours": {},
     }
@@ -323,7 +265,7 @@ def summary(ways: dict[str, Way], ceilings: Clock, peer: Clock) -> dict[str, Any
             rates = [way.gflop[stage] / s for s in way.cpu[stage]]
             shares = {
                 f"share of {top}": spread(
-                    [a / b for a, b in zip(rates, ceilings[f"{top} {kind}"], strict=True)]
+                    [a / b for a, b in zip(rates, tops[f"{top} {kind}"], strict=True)]
                 )
                 for top in ("matmul 2048", "conv3x3 256")
             }
@@ -377,17 +319,9 @@ def main() -> None:
     generation_curve.add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    about = {
-        "made_by": "benchmarks/speed_generation.py",
-        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "versions": provenance(),
-        "machine": machine(),
-        "threads": 1,
-    }
-    results = Path(__file__).parent / "results"
-    day = datetime.now(tz=UTC).date().isoformat()
     if args.curve:
-        generation_curve.measure(args, about, results / f"generation_curve-{day}.json")
+        about = head("speed_generation") | {"threads": 1}
+        generation_curve.measure(args, about, result_file("generation_curve"))
         return
     ways = {
         name: Way.load(
@@ -395,15 +329,13 @@ def main() -> None:
         )
         for name, setting in SETTINGS.items()
     }
-    ceilings, peer = measure(ways, args.rounds)
-    result = about | {"rounds": args.rounds, "batch": args.batch}
-    result |= summary(ways, ceilings, peer)
+    tops, peer = measure(ways, args.rounds)
+    result = {"threads": 1, "rounds": args.rounds, "batch": args.batch}
+    result |= summary(ways, tops, peer)
     result["overlap"] = overlap(ways[MAIN], args.rounds, 4)
     result["scaling"] = scaling((args.labels, args.images), 3, 2)
     show(result)
-    target = results / f"speed_generation-{day}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print("written:", target.relative_to(Path(__file__).parents[1]))
+    write_result("speed_generation", result)
 
 
 if __name__ == "__main__":

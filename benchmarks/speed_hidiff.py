@@ -16,22 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from timing import alternate, cell, gain, gflop, spread, write_result
 
-from synthgen.core.manifest import provenance
 from synthgen.models.hidiff import HiDiffRefiner
 from synthgen.models.hidiff_binary import BinaryBlock, BinaryConvNd
 from synthgen.models.hidiff_deploy import Backend, DeployedRefiner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from timing import Spent
 
 CLASSES, STEPS, AT = 9, 10, 3
 FEATURES = (96, 192, 384, 768)
@@ -110,27 +107,6 @@ def variants(
     return found, real, binary
 
 
-def measure(
-    calls: dict[str, Callable[[], torch.Tensor]], rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Return seconds of every round, on the wall and of the process, after two rounds unseen."""
-    spent: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in calls}
-    for done in range(rounds + 2):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-            for clock, seconds in taken.items() if done >= 2 else ():
-                spent[name][clock].append(seconds)
-    return spent
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median and quartiles."""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
-
-
 def largest_errors(binary: HiDiffRefiner, size: int) -> dict[str, dict[str, float]]:
     """Return for each backend the largest differences of any block, and of the logits."""
     step, maps = inputs(size)
@@ -168,9 +144,7 @@ def operations(real: HiDiffRefiner, binary: HiDiffRefiner, size: int) -> dict[st
     counted = {}
     for name, model in (("real", real), ("binary", binary)):
         trunks = model.prepare(maps, (size, size))
-        with FlopCounterMode(display=False) as counter:
-            model.refine(*step, trunks)
-        counted[name] = counter.get_total_flops() / 2e9
+        counted[name] = gflop(lambda model=model, trunks=trunks: model.refine(*step, trunks)) / 2
     two_valued = [0.0]
 
     def count(module: BinaryConvNd, _: object, result: torch.Tensor) -> None:
@@ -195,13 +169,11 @@ def operations(real: HiDiffRefiner, binary: HiDiffRefiner, size: int) -> dict[st
     }
 
 
-def gains(spent: dict[str, dict[str, list[float]]], clock: str) -> dict[str, dict[str, Any]]:
+def gains(spent: dict[str, Spent], clock: Literal["cpu", "wall"]) -> dict[str, dict[str, Any]]:
     """Return by how much each deployed refiner beats each real one, round by round."""
     return {
         fast: {
-            slow: spread(
-                [a / b for a, b in zip(spent[slow][clock], spent[fast][clock], strict=True)]
-            )
+            slow: gain(spent[slow], spent[fast], clock)
             for slow in spent
             if slow.startswith("real") or slow.endswith("simulated")
         }
@@ -214,11 +186,8 @@ def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     print(f"{'one step':34} {'CPU ms':>24} {'wall ms':>24}")
     for name, clocks in result["seconds"].items():
-        cells = [
-            f"{1e3 * c['median']:8.0f} [{1e3 * c['q25']:.0f}, {1e3 * c['q75']:.0f}]"
-            for c in (clocks["cpu"], clocks["wall"])
-        ]
-        print(f"{name:34} " + " ".join(f"{cell:>24}" for cell in cells))
+        cpu, wall = (cell(clocks[clock], 0, scale=1e3) for clock in ("cpu", "wall"))
+        print(f"{name:34} {cpu:>24} {wall:>24}")
     print("\ngain in CPU time, median of rounds [quartiles]")
     for fast, over in result["gain_cpu"].items():
         for slow, g in over.items():
@@ -239,19 +208,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     calls, real, binary = variants(args.width, args.size, compiled=not args.no_compile)
-    spent = measure(calls, args.rounds)
+    spent = alternate(calls, args.rounds, unseen=2, of_process=True)
     result: dict[str, Any] = {
-        "made_by": "benchmarks/speed_hidiff.py",
-        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "versions": provenance(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": 1,
         "rounds": args.rounds,
         "width": args.width,
         "size": args.size,
         "seconds": {
-            name: {clock: spread(taken) for clock, taken in clocks.items()}
-            for name, clocks in spent.items()
+            name: {"wall": spread(taken.wall), "cpu": spread(taken.cpu)}
+            for name, taken in spent.items()
         },
         "gain_cpu": gains(spent, "cpu"),
         "gain_wall": gains(spent, "wall"),
@@ -261,10 +226,7 @@ def main() -> None:
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     show(result)
-    day = datetime.now(tz=UTC).date().isoformat()
-    target = Path(__file__).parent / "results" / f"speed_hidiff-{day}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print("written:", target.relative_to(Path(__file__).parents[1]))
+    write_result("speed_hidiff", result)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ Prints a table and writes `benchmarks/results/speed_vessels-DATE.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from timing import alternate, cell, gain, spread, write_result
 
-from synthgen.core.manifest import provenance
 from synthgen.core.rng import SampleKey
 from synthgen.labels.vessels import Preset, VesselGenerator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHAPES: dict[Preset, tuple[int, int]] = {
     "coronary": (512, 512),
@@ -33,41 +31,28 @@ SHAPES: dict[Preset, tuple[int, int]] = {
 LOOPS = {"numba": True, "numpy": False}
 
 
-def seconds(generator: VesselGenerator, keys: list[SampleKey]) -> tuple[float, float]:
-    """Return wall and CPU seconds for each mask."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    generator.draw(keys)
-    return (time.perf_counter() - wall) / len(keys), (time.process_time() - cpu) / len(keys)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median and quartiles."""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "q25": float(low), "q75": float(high)}
+def turns(generator: VesselGenerator, batches: list[list[SampleKey]]) -> Callable[[], object]:
+    """Return a call that draws the batches one after the other."""
+    given = iter(batches)
+    return lambda: generator.draw(next(given))
 
 
 def measure(preset: Preset, rounds: int, batch: int) -> dict[str, Any]:
     """Return the rates of one preset, in masks for each second, and numba's gain."""
-    generators = {
-        name: VesselGenerator(preset, SHAPES[preset], accelerate)
-        for name, accelerate in LOOPS.items()
-    }
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in LOOPS}
-    for generator in generators.values():
+    batches = [[SampleKey(0, done * batch + i) for i in range(batch)] for done in range(rounds)]
+    calls = {}
+    for name, accelerate in LOOPS.items():
+        generator = VesselGenerator(preset, SHAPES[preset], accelerate)
         generator.draw([SampleKey(1, i) for i in range(2)])  # compiles
-    for done in range(rounds):
-        keys = [SampleKey(0, done * batch + i) for i in range(batch)]
-        for name, generator in generators.items():
-            spent[name].append(seconds(generator, keys))
+        calls[name] = turns(generator, batches)
+    spent = alternate(calls, rounds, unseen=0, of_process=True)
     result: dict[str, Any] = {"shape": SHAPES[preset]}
     for name, taken in spent.items():
-        wall, cpu = zip(*taken, strict=True)
         result[name] = {
-            "masks_per_wall_s": spread([1 / s for s in wall]),
-            "masks_per_cpu_s": spread([1 / s for s in cpu]),
+            "masks_per_wall_s": spread([batch / s for s in taken.wall]),
+            "masks_per_cpu_s": spread([batch / s for s in taken.cpu]),
         }
-    pairs = zip(spent["numpy"], spent["numba"], strict=True)
-    result["numba_gain_cpu"] = spread([slow[1] / fast[1] for slow, fast in pairs])
+    result["numba_gain_cpu"] = gain(spent["numpy"], spent["numba"])
     return result
 
 
@@ -78,9 +63,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     result: dict[str, Any] = {
-        "made_by": "benchmarks/speed_vessels.py",
-        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-        "versions": provenance(),
         "rounds": args.rounds,
         "batch": args.batch,
         "presets": {preset: measure(preset, args.rounds, args.batch) for preset in SHAPES},
@@ -90,15 +72,11 @@ def main() -> None:
     for preset, found in result["presets"].items():
         for name in LOOPS:
             cpu, wall = (found[name][f"masks_per_{clock}_s"] for clock in ("cpu", "wall"))
-            cells = (f"{r['median']:8.1f} [{r['q25']:.1f}, {r['q75']:.1f}]" for r in (cpu, wall))
-            print(f"{preset:9} {name:6} " + " ".join(f"{cell:>24}" for cell in cells))
-        gain = found["numba_gain_cpu"]
-        print(f"{'':9} gain   {gain['median']:8.2f} [{gain['q25']:.2f}, {gain['q75']:.2f}]")
+            print(f"{preset:9} {name:6} {cell(cpu, 1):>24} {cell(wall, 1):>24}")
+        times = found["numba_gain_cpu"]
+        print(f"{'':9} gain   {times['median']:8.2f} [{times['q25']:.2f}, {times['q75']:.2f}]")
     print(f"peak memory {result['peak_memory_mib']:.0f} MiB")
-    day = datetime.now(tz=UTC).date().isoformat()
-    target = Path(__file__).parent / "results" / f"speed_vessels-{day}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print("written:", target.relative_to(Path(__file__).parents[1]))
+    write_result("speed_vessels", result)
 
 
 if __name__ == "__main__":
