@@ -123,6 +123,21 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON holds anything
     return parse_json(read_bytes(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON document that must be an object; see `parse_json`.
+
+    Raises:
+        StoreError: it cannot be read, or is no such document.
+    """
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 - JSON holds anything
     """Parse JSON that can be written again: of a sane depth, integers of 64 bits, valid Unicode.
 

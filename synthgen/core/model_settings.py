@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from synthgen.core.errors import StoreError
-from synthgen.core.input_files import read_json
+from synthgen.core.input_files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +74,7 @@ def require_plain_settings(path: Path, *, index: bool) -> None:
     Raises:
         StoreError: naming the file and the setting.
     """
-    try:
-        settings = read_json(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(settings, dict):
-        raise StoreError(f"{path}: expected a JSON object, got {type(settings).__name__}")
+    settings = read_object(path)
     problem = next(_problems(settings, ""), "") or (_index_problem(settings) if index else "")
     if problem:
         raise StoreError(f"{path}: {problem}; copy the model again or train it again")

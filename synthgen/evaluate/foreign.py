@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synthgen.core.errors import GeometryError, RequestError, SchemaError, StoreError
-from synthgen.core.input_files import read_json
+from synthgen.core.input_files import read_object
 from synthgen.core.manifest import MANIFEST
 from synthgen.data.label_tables import read_table, tissue_of
 from synthgen.data.shards import Shards, dataset_digest
@@ -83,7 +83,7 @@ def from_nnunet(folder: Path, frame: Frame) -> SliceSet:
         SchemaError: label names that are no tissue of the schema.
         RequestError: no case, or another file ending than PNG and NIfTI.
     """
-    about = _read_json(folder / "dataset.json")
+    about = read_object(folder / "dataset.json")
     ending = str(about.get("file_ending", ""))
     if ending not in _ENDINGS:
         raise RequestError(
@@ -190,16 +190,6 @@ def _from_cases(folder: Path, cases: Sequence[Case], frame: Frame) -> SliceSet:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = read_json(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise StoreError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
-
-
 def facts_of(path: Path) -> tuple[tuple[str, str], ...]:
     """Return what a dataset folder says of itself: origin, identity, licence.
 
@@ -211,7 +201,7 @@ def facts_of(path: Path) -> tuple[tuple[str, str], ...]:
     about: dict[str, Any] = {}
     for name in ("dataset.json", "dataset_description.json"):
         if (path / name).is_file():
-            about = {key.lower(): value for key, value in _read_json(path / name).items()}
+            about = {key.lower(): value for key, value in read_object(path / name).items()}
             break
     told = [
         (key, str(about[key])) for key in ("name", "description", "reference") if about.get(key)
