@@ -34,14 +34,13 @@ from synthgen.evaluate.label_metrics import LabelDescriptors, describe_labels
 from synthgen.evaluate.nearest import by_subject
 from synthgen.evaluate.sets import from_arrays, from_store
 from synthgen.generate import Acceptance
-from synthgen.labels import ConditionRange, LabelCondition, load_label_generator
+from synthgen.labels import ConditionRange, LabelCondition
+from synthgen.labels.generator import DiffusionLabelGenerator
 from synthgen.starter import starter_folder
 from synthgen.training.log import colour_argmax, write_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from synthgen.labels import LabelGenerator
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float64]
@@ -61,7 +60,7 @@ class Arm:
         seconds: CPU seconds a map, batch by batch.
     """
 
-    generator: LabelGenerator
+    generator: DiffusionLabelGenerator
     calls: int
     seed: int
     pv: list[Bytes] = field(default_factory=list)
@@ -96,9 +95,10 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
     teacher = args.teacher or starter_folder("labels")
 
     def arm(folder: Path, steps: int | None, guidance: float | None, seed: int) -> Arm:
-        generator = load_label_generator(folder, steps=steps, guidance=guidance, dtype="bf16")
-        used = generator.identity
-        return Arm(generator, used["steps"] * (1 if used["guidance"] == 1 else 2), seed)
+        generator = DiffusionLabelGenerator.load(
+            folder, steps=steps, guidance=guidance, dtype="bf16"
+        )
+        return Arm(generator, generator.network_calls, seed)
 
     arms = {
         GOAL: arm(teacher, None, None, args.seed),
@@ -110,7 +110,7 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
             arms[f"teacher, {steps} steps, no guidance"] = arm(teacher, steps, 1.0, args.seed)
     for folder in args.student:
         student = arm(folder, None, None, args.seed)
-        arms[f"student {folder.name}, {student.calls} steps"] = student
+        arms[f"student {folder.name}, {student.calls} calls"] = student
     return arms
 
 

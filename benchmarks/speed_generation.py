@@ -332,8 +332,8 @@ def main() -> None:
     tops, peer = measure(ways, args.rounds)
     result = {"threads": 1, "rounds": args.rounds, "batch": args.batch}
     result |= summary(ways, tops, peer)
-    result["overlap"] = overlap(ways[MAIN], args.rounds, 4)
-    result["scaling"] = scaling((args.labels, args.images), 3, 2)
+    result["overlap"] = overlap(ways[MAIN], args.rounds, 6)
+    result["scaling"] = scaling((args.labels, args.images), args.rounds, 3)
     show(result)
     write_result("speed_generation", result)
 
