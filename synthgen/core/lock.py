@@ -238,10 +238,10 @@ def folder_lock(
 
 
 @contextmanager
-def file_lock(path: Path, what: str) -> Iterator[None]:
+def file_lock(path: Path, what: str) -> Iterator[bool]:
     """Keep a file, or a folder that is replaced as a whole, for this process.
 
-    The lock file stands beside it.
+    The lock file stands beside it. The block gets whether the file system has locks.
 
     Raises:
         RequestError: another process writes it; it is named.
@@ -253,7 +253,7 @@ def file_lock(path: Path, what: str) -> Iterator[None]:
     if claim is None:
         raise _refusal(path, Holder.read(beside), 0, 1)
     try:
-        yield
+        yield claim.enforced
     finally:
         claim.release()
 

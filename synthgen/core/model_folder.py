@@ -6,6 +6,7 @@ every file that decides the output, subjects seen, training facts), `schema.json
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -88,8 +89,24 @@ def write_model_folder(
         RequestError: another process writes this model.
         StoreError: it cannot be written; an older folder stays.
     """
-    with file_lock(folder, f"{kind} model"):
+    with file_lock(folder, f"{kind} model") as alone:
+        if alone:
+            _clear(folder)
         _write(folder, save, {**record, "format": FORMAT, "kind": kind}, schema, card)
+
+
+def _left_behind(folder: Path, suffix: str) -> list[Path]:
+    """Return what killed processes left beside a model folder."""
+    return sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.{suffix}"))
+
+
+def _clear(folder: Path) -> None:
+    """Put back an older model that a killed process had moved away, and delete its rubbish."""
+    for old in _left_behind(folder, "old"):
+        if not folder.exists():
+            old.rename(folder)
+    for rubbish in (*_left_behind(folder, "old"), *_left_behind(folder, "tmp")):
+        shutil.rmtree(rubbish, ignore_errors=True)
 
 
 def _write(
@@ -150,8 +167,12 @@ def read_record(folder: Path, kind: str | None = None) -> dict[str, Any]:
         record = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         command = f"synthgen train {kind}" if kind else "synthgen train"
+        moved = "".join(
+            f"; {old} is an older one that a killed process left: rename it"
+            for old in _left_behind(folder, "old")
+        )
         raise StoreError(
-            f"{path}: no such file; expected a model folder that `{command}` wrote"
+            f"{path}: no such file; expected a model folder that `{command}` wrote{moved}"
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error}); {REMEDY}") from error

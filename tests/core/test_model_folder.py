@@ -124,6 +124,26 @@ def test_the_older_model_comes_back_when_the_newer_one_cannot_take_its_place(
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_killed_process_left_is_named_then_cleared(folder, tmp_path):
+    """Killed while it saved, or between the two renames by which a model takes its place."""
+    before = bytes_of(folder)
+    moved = folder.rename(tmp_path / ".model.123.old")
+    (tmp_path / ".model.123.tmp").mkdir()
+    with pytest.raises(StoreError, match=r"no such file.*\.model\.123\.old is an older one"):
+        read_model_folder(folder, "labels")
+
+    def fails(_target):
+        assert bytes_of(folder) == before
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError, match="No space left"):
+        write(folder, fails)
+    assert bytes_of(folder) == before
+    folder.rename(moved)
+    write(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "model_index.json", "schema.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
