@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from interrupted import losses
 from made_up_vessels import pictures, recipe, sources
 
 from synthgen.core.errors import RequestError, SchemaError, StoreError
@@ -18,12 +18,6 @@ from synthgen.images.angiogram.darl import AngiogramPipeline
 from synthgen.images.angiogram.sources import prepare
 from synthgen.images.angiogram.train import build_parts, train_angiograms
 from synthgen.recipe import load_recipe
-
-
-def read_losses(folder):
-    """Return the losses of every step, without the seconds."""
-    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def weights_of(folder):
@@ -62,7 +56,7 @@ def test_a_resumed_run_has_the_same_losses_and_weights(tmp_path, precision):
     for step in (4, 6):
         shutil.rmtree(cut / "checkpoints" / f"step_{step:07d}")
     train_angiograms(document, sources(), tmp_path / "m2", cut, resume=True)
-    assert read_losses(whole) == read_losses(cut)
+    assert losses(whole) == losses(cut)
     assert weights_of(tmp_path / "m1") == weights_of(tmp_path / "m2")
 
 

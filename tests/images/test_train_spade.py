@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from images.conftest import write_store
+from interrupted import losses, without_seconds
 
 from synthgen.core.errors import RequestError, SchemaError
 from synthgen.core.rng import SampleKey, Stream
@@ -64,12 +64,6 @@ def make_step(recipe, store, *, accumulation=1, sheet=False):
         sheet=plan,
     )
     return step, accelerator
-
-
-def read_losses(folder):
-    """Return the losses of every step, without the seconds."""
-    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def weights_of(folder):
@@ -245,7 +239,7 @@ def test_a_resumed_run_has_the_same_losses_and_weights(store_path, tiny_recipe, 
     for step in (4, 6):
         shutil.rmtree(cut / "checkpoints" / f"step_{step:07d}")
     train_images(recipe, store_path, tmp_path / "m2", cut, resume=True)
-    assert read_losses(whole) == read_losses(cut)
+    assert losses(whole) == losses(cut)
     assert weights_of(tmp_path / "m1") == weights_of(tmp_path / "m2")
 
 
@@ -270,8 +264,7 @@ def test_trackers_get_the_losses_and_may_change_when_a_run_resumes(
     folders = {"synthgen-classifier": tmp_path / "run/classifier", "synthgen-run": tmp_path / "run"}
     assert [tracker.run_name for tracker in recorders] == list(folders)
     for tracker in recorders:
-        seen = [{k: v for k, v in row.items() if k != "s"} for row in tracker.rows]
-        assert seen == read_losses(folders[tracker.run_name])
+        assert without_seconds(tracker.rows) == losses(folders[tracker.run_name])
         assert tracker.finished == 1
     train_images(tiny_recipe(**settings), store_path, tmp_path / "m", tmp_path / "run", resume=True)
     assert len(recorders) == 2

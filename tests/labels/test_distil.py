@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from interrupted import losses, power_failure
 from safetensors.torch import load_file
 
 from synthgen.core.errors import RecipeError, RequestError, SchemaError, StoreError
@@ -13,7 +14,6 @@ from synthgen.labels.distil import DistillationStep, distil_labels
 from synthgen.labels.generator import DiffusionLabelGenerator
 from synthgen.labels.trajectories import draw_condition, follow, teacher_trajectories
 from synthgen.recipe import load_recipe
-from synthgen.training.log import read_losses
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHORT = {
@@ -53,11 +53,6 @@ def distilled(teacher, distil_recipe, tmp_path_factory):
     root = tmp_path_factory.mktemp("distilled")
     distil_labels(distil_recipe(), teacher, root / "models" / "fast")
     return root / "models" / "fast", root / "runs" / "fast"
-
-
-def losses(run_dir):
-    rows = read_losses(run_dir / "distil" / "losses.jsonl")
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def test_a_student_is_an_ordinary_label_model_of_few_steps(distilled, teacher):
@@ -106,25 +101,16 @@ def test_a_sample_depends_on_its_key_alone(distilled, untouched_rng):
 
 
 def test_an_interrupted_distillation_resumes_with_the_same_losses(
-    distilled, teacher, distil_recipe, tmp_path, monkeypatch
+    distilled, teacher, distil_recipe, tmp_path
 ):
-    plain = DistillationStep.step
-
-    def crash(self, accelerator, step):
-        if step == 5:
-            raise RuntimeError("power failure")
-        return plain(self, accelerator, step)
-
     out, run_dir = tmp_path / "model", tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillationStep, "step", crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            distil_labels(distil_recipe(), teacher, out, run_dir)
+    with power_failure(DistillationStep, 5):
+        distil_labels(distil_recipe(), teacher, out, run_dir)
     assert not out.exists()
     with pytest.raises(RequestError, match="--resume"):
         distil_labels(distil_recipe(), teacher, out, run_dir)
     distil_labels(distil_recipe(), teacher, out, run_dir, resume=True)
-    assert losses(run_dir) == losses(distilled[1])
+    assert losses(run_dir / "distil") == losses(distilled[1] / "distil")
     for name in ("unet", "condition_embedding"):
         expected = (distilled[0] / name / WEIGHTS).read_bytes()
         assert (out / name / WEIGHTS).read_bytes() == expected
@@ -180,7 +166,7 @@ def test_a_student_comes_near_its_teacher(teacher, distil_recipe, tmp_path):
     }  # fmt: skip
     run_dir = tmp_path / "run"
     distil_labels(distil_recipe(longer), teacher, tmp_path / "fast", run_dir)
-    rows = [row["l2"] for row in losses(run_dir)]
+    rows = [row["l2"] for row in losses(run_dir / "distil")]
     assert sum(rows[40:50]) < 0.5 * sum(rows[:10])
     keys = [SampleKey(0, 48 + i) for i in range(8)]
     goal, student = load_label_generator(teacher), load_label_generator(tmp_path / "fast")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from interrupted import losses, power_failure
 from safetensors.torch import load_file
 
 from synthgen.core.errors import RequestError
@@ -18,7 +19,6 @@ from synthgen.labels.students import DistillationStep, GuidanceStep
 from synthgen.labels.trajectories import draw_condition, teacher_trajectories
 from synthgen.recipe import load_recipe
 from synthgen.runtime import build_accelerator
-from synthgen.training.log import read_losses
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHORT = {
@@ -53,11 +53,6 @@ def folded(teacher, tmp_path_factory):
     root = tmp_path_factory.mktemp("folded")
     distil_labels(short_recipe(), teacher, root / "models" / "folded")
     return root / "models" / "folded", root / "runs" / "folded"
-
-
-def losses(run_dir):
-    rows = read_losses(run_dir / "distil" / "losses.jsonl")
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def batches_asked(generator):
@@ -135,24 +130,13 @@ def test_the_card_and_the_record_tell_of_the_teacher(folded, teacher):
     assert (run_dir / "distil" / "sheets" / "step_0000006.png").is_file()
 
 
-def test_an_interrupted_distillation_resumes_with_the_same_losses(
-    folded, teacher, tmp_path, monkeypatch
-):
-    plain = DistillationStep.step
-
-    def crash(self, accelerator, step):
-        if step == 5:
-            raise RuntimeError("power failure")
-        return plain(self, accelerator, step)
-
+def test_an_interrupted_distillation_resumes_with_the_same_losses(folded, teacher, tmp_path):
     out, run_dir = tmp_path / "model", tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillationStep, "step", crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            distil_labels(short_recipe(), teacher, out, run_dir)
+    with power_failure(DistillationStep, 5):
+        distil_labels(short_recipe(), teacher, out, run_dir)
     assert not out.exists()
     distil_labels(short_recipe(), teacher, out, run_dir, resume=True)
-    assert losses(run_dir) == losses(folded[1])
+    assert losses(run_dir / "distil") == losses(folded[1] / "distil")
     for name in ("unet", "condition_embedding"):
         expected = (folded[0] / name / WEIGHTS).read_bytes()
         assert (out / name / WEIGHTS).read_bytes() == expected
@@ -166,7 +150,7 @@ def test_a_student_comes_near_its_teacher(written, tmp_path):
     }  # fmt: skip
     teacher = written(sampling__steps=6, sampling__guidance=4.0)
     distil_labels(short_recipe(longer), teacher, tmp_path / "folded", tmp_path / "run")
-    rows = [row["l2"] for row in losses(tmp_path / "run")]
+    rows = [row["l2"] for row in losses(tmp_path / "run" / "distil")]
     assert sum(rows[-10:]) < 0.5 * sum(rows[:10])
     keys = [SampleKey(0, 48 + i) for i in range(8)]
     goal, student = load_label_generator(teacher), load_label_generator(tmp_path / "folded")
@@ -208,5 +192,5 @@ def test_two_processes_share_the_draws_and_write_one_model(teacher, folded, tmp_
     run_dir = tmp_path / "runs" / "two"
     held = [load_file(d / "trajectories" / "00000.safetensors") for d in (run_dir, folded[1])]
     assert torch.equal(held[0]["states"], held[1]["states"])
-    assert [row["step"] for row in losses(run_dir)] == list(range(1, 7))
+    assert [row["step"] for row in losses(run_dir / "distil")] == list(range(1, 7))
     assert load_label_generator(tmp_path / "models" / "two").sample(KEYS, CONDITIONS).shape[0] == 4

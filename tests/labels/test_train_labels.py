@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from interrupted import losses, power_failure, without_seconds
 from safetensors.torch import load_file
 
 from synthgen.core.errors import RecipeError, RequestError, SchemaError, StoreError
@@ -31,12 +32,6 @@ from synthgen.labels.train_autoencoder import AutoencoderStep
 from synthgen.labels.train_diffusion import DiffusionStep
 from synthgen.recipe import load_recipe
 from synthgen.runtime import build_accelerator
-from synthgen.training.log import read_losses
-
-
-def losses(run_dir, stage):
-    rows = read_losses(run_dir / stage / "losses.jsonl")
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +74,17 @@ def test_the_measured_scale_gives_latents_of_unit_variance(trained, store_path):
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_an_interrupted_training_resumes_with_the_same_losses(
-    trained, store_path, label_recipe, tmp_path, monkeypatch, stage
+    trained, store_path, label_recipe, tmp_path, stage
 ):
     recipe = label_recipe({"autoencoder.train.sheet_every": 6, "diffusion.train.sheet_every": 6})
     kind = AutoencoderStep if stage == "autoencoder" else DiffusionStep
-    plain = kind.step
-
-    def crash(self, accelerator, step):
-        if step == 5:
-            raise RuntimeError("power failure")
-        return plain(self, accelerator, step)
-
     out, run_dir = tmp_path / "model", tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "step", crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_labels(recipe, store_path, out, run_dir)
+    with power_failure(kind, 5):
+        train_labels(recipe, store_path, out, run_dir)
     assert not out.exists()
     train_labels(recipe, store_path, out, run_dir, resume=True)
     for part in ("autoencoder", "diffusion"):
-        assert losses(run_dir, part) == losses(trained[1], part)
+        assert losses(run_dir / part) == losses(trained[1] / part)
     for name in ("vae", "unet", "condition_embedding"):
         file = f"{name}/diffusion_pytorch_model.safetensors"
         assert (out / file).read_bytes() == (trained[0] / file).read_bytes()
@@ -147,8 +133,7 @@ def test_trackers_get_the_losses_and_may_change_when_a_run_resumes(
             f"synthgen-{stage}",
             str(run_dir / stage),
         )
-        seen = [{k: v for k, v in row.items() if k != "s"} for row in tracker.rows]
-        assert seen == losses(run_dir, stage)
+        assert without_seconds(tracker.rows) == losses(run_dir / stage)
         assert tracker.finished == 1
     train_labels(label_recipe(), store_path, tmp_path / "m", run_dir, resume=True)
     assert len(recorders) == 2

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interrupted import losses
 from made_up_labelled import Discs, hidiff_recipe, mixture
 
 from synthgen.core.errors import (
@@ -25,12 +26,6 @@ from synthgen.segment.hidiff import HiDiffSegmenter
 from synthgen.segment.imgx import ImgXNetworks, save_imgx
 from synthgen.segment.train_hidiff import train_hidiff
 from synthgen.segment.use import SegmenterUse
-
-
-def read_losses(folder):
-    """Return the losses of every step, without the seconds."""
-    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def weights_of(folder):
@@ -99,7 +94,7 @@ def test_a_resumed_run_has_the_same_losses_and_weights(tmp_path, precision):
             shutil.rmtree(cut / "hidiff")
         train_hidiff(recipe, mixture(), tmp_path / f"m-{stage}", cut, resume=True)
         for name in ("segmentor", "hidiff"):
-            assert read_losses(whole / name) == read_losses(cut / name)
+            assert losses(whole / name) == losses(cut / name)
         assert weights_of(tmp_path / "m1") == weights_of(tmp_path / f"m-{stage}")
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from interrupted import losses
 from made_up_labelled import VOLUMES, Discs, imgx_recipe, mixture
 
 from synthgen.core.errors import GeometryError, LeakageError, RequestError
@@ -14,12 +15,6 @@ from synthgen.core.rng import SampleKey
 from synthgen.recipe import load_recipe
 from synthgen.segment.imgx import ImgXSegmenter
 from synthgen.segment.train_imgx import train_imgx, twin_steps
-
-
-def read_losses(folder):
-    """Return the losses of every step, without the seconds."""
-    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "s"} for row in rows]
 
 
 def weights_of(folder):
@@ -52,7 +47,7 @@ def test_training_ends_in_a_model_folder_with_scores_of_every_step(tmp_path):
     assert "a/sub-1" in card
     runs = tmp_path / "runs" / "imgx"
     for name in ("diffusion", "twin"):
-        assert len(read_losses(runs / name)) == 6
+        assert len(losses(runs / name)) == 6
         assert sorted(p.name for p in (runs / name / "sheets").iterdir()) == [
             "step_0000003.png",
             "step_0000006.png",
@@ -78,7 +73,7 @@ def test_a_resumed_run_has_the_same_losses_and_weights(tmp_path, overrides):
     shutil.rmtree(cut / "twin" / "checkpoints" / "step_0000002")
     train_imgx(recipe, data, tmp_path / "m2", cut, resume=True)
     for name in ("diffusion", "twin"):
-        assert read_losses(whole / name) == read_losses(cut / name)
+        assert losses(whole / name) == losses(cut / name)
     assert weights_of(tmp_path / "m1") == weights_of(tmp_path / "m2")
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from interrupted import losses, power_failure
 from matplotlib import image
 from recorder import Recorder
 from safetensors.torch import load_file
@@ -37,27 +38,17 @@ def train(run_dir, settings=SETTINGS, *, resume=False, step=None, accumulation=1
     return step, run(step, settings, run_dir, accelerator, resume)
 
 
-def losses(run_dir):
-    return [
-        {k: v for k, v in row.items() if k != "s"} for row in read_losses(run_dir / "losses.jsonl")
-    ]
+class Signalled(ToyStep):
+    """Sends its own process a signal at one step, as a scheduler does."""
 
-
-class Stopping(ToyStep):
-    """Fails like a crash at one step, or asks to stop like a scheduler does."""
-
-    def __init__(self, accelerator, at, action):
+    def __init__(self, accelerator, at, number):
         super().__init__(accelerator)
-        self.at, self.action = at, action
+        self.at, self.number = at, number
 
     def step(self, accelerator, step):
         if step == self.at:
-            self.action()
+            os.kill(os.getpid(), self.number)
         return super().step(accelerator, step)
-
-
-def crash():
-    raise RuntimeError("power failure")
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +80,8 @@ def test_the_toy_learns(straight):
 
 @pytest.mark.parametrize("at", [1, 5, 6, 11])
 def test_a_crashed_run_continues_with_the_same_losses(straight, tmp_path, at):
-    accelerator = build_accelerator("fp32")
-    with pytest.raises(RuntimeError, match="power failure"):
-        train(tmp_path, step=Stopping(accelerator, at, crash))
+    with power_failure(ToyStep, at):
+        train(tmp_path)
     step, finished = train(tmp_path, resume=True)
     assert finished == STEPS
     assert_same_run(straight, tmp_path, step)
@@ -102,7 +92,7 @@ def test_a_signal_writes_a_checkpoint_and_interrupts(number, code, straight, tmp
     accelerator = build_accelerator("fp32")
     before = signal.signal(number, signal.default_int_handler)  # not ignored, as in a background
     try:
-        step = Stopping(accelerator, 7, lambda: os.kill(os.getpid(), number))
+        step = Signalled(accelerator, 7, number)
         with pytest.raises(Interrupted) as stop:
             train(tmp_path, step=step)
         assert signal.getsignal(number) is signal.default_int_handler
@@ -269,8 +259,8 @@ def test_trackers_get_every_window_of_losses(tmp_path):
 def test_trackers_are_finished_when_training_fails(tmp_path):
     tracker = Recorder()
     accelerator = build_accelerator("fp32", 1, [tracker], tmp_path)
-    with pytest.raises(RuntimeError, match="power failure"):
-        run(Stopping(accelerator, 4, crash), SETTINGS, tmp_path / "run", accelerator)
+    with power_failure(ToyStep, 4):
+        run(ToyStep(accelerator), SETTINGS, tmp_path / "run", accelerator)
     assert [row["step"] for row in tracker.rows] == [3]
     assert tracker.finished == 1
 
