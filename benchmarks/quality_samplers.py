@@ -105,8 +105,8 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
         OTHER: arm(teacher, None, None, args.seed + 1),
     }
     for steps in args.steps:
-        arms[f"teacher, {steps} steps"] = arm(teacher, steps, None, args.seed)
-        if steps == min(args.steps):
+        cut = arms[f"teacher, {steps} steps"] = arm(teacher, steps, None, args.seed)
+        if steps == min(args.steps) and cut.calls > steps:
             arms[f"teacher, {steps} steps, no guidance"] = arm(teacher, steps, 1.0, args.seed)
     for folder in args.student:
         student = arm(folder, None, None, args.seed)

@@ -16,6 +16,7 @@ from synthgen.core.model_folder import read_model_folder
 from synthgen.core.rng import SampleKey
 from synthgen.images.spade import SpadePipeline
 from synthgen.labels import LabelCondition, load_label_generator
+from synthgen.labels.generator import DiffusionLabelGenerator
 from synthgen.starter import pack
 from synthgen.starter.__main__ import main
 from synthgen.starter.pack import MAX_BYTES, pack_model
@@ -54,6 +55,13 @@ def test_what_ships_here_is_whole_and_small(name, kind):
         model = read_model_folder(folder, kind)
         assert model.record["subjects"]
         assert max((folder / name).stat().st_size for name in model.files) <= MAX_BYTES
+
+
+@pytest.mark.parametrize(("name", "calls"), [("labels", 20), ("labels_fast", 4)])
+def test_what_ships_here_asks_its_network_once_a_step(name, calls):
+    folder = starter.starter_folder(name)
+    if folder is not None:
+        assert DiffusionLabelGenerator.load(folder).network_calls == calls
 
 
 @pytest.mark.parametrize("kind", ["labels", "images"])
