@@ -94,7 +94,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
         typer.Option(help="Model folder. Default: WORKSPACE/models/labels, else the shipped one."),
     ] = None,
     shard_size: ShardSizeOption = 64,
-    batch_size: BatchSizeOption = 8,
+    batch_size: BatchSizeOption = 16,
     sampler: Annotated[Sampler | None, typer.Option(help="Sampler. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps. Default: the model's.")] = None,
     guidance: Annotated[
