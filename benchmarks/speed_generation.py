@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--fast-labels", type=Path, default=FOLDER / "labels_fast")
     parser.add_argument("--images", type=Path, default=FOLDER / "images")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     generation_curve.add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
