@@ -18,7 +18,7 @@ from synthgen.diffusion.schedule import build_sampler, target_of
 from synthgen.labels.diffusion import LabelDiffusionPipeline
 from synthgen.labels.folder import write_model
 from synthgen.labels.generator import DiffusionLabelGenerator
-from synthgen.labels.students import DistillationStep, GuidanceStep, JumpStep
+from synthgen.labels.students import GuidanceStep, JumpStep
 from synthgen.labels.train import report
 from synthgen.labels.trajectories import Trajectories, teacher_trajectories
 from synthgen.runtime import build_accelerator
@@ -159,7 +159,7 @@ def distil_labels(
         with accelerator.main_process_first():
             return teacher_trajectories(drawing, section, knots, run_dir / "trajectories", known)
 
-    step: DistillationStep
+    step: JumpStep | GuidanceStep
     if section.kind == "steps":
         student = jumping_student(learnt.pipeline, section.knots)
         step = JumpStep(student, drawing, section, draws(section.knots), accelerator)

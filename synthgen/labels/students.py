@@ -12,7 +12,7 @@ of data. A share of the predictions is without a condition, which keeps other gu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from synthgen.diffusion.targets import antithetic_times, noised
 from synthgen.labels.denoiser import DenoiserStep
 from synthgen.labels.train import PREVIEW
 from synthgen.labels.trajectories import Trajectories, draw_values
+from synthgen.recipe.distil import GuidanceRecipe, StepsRecipe, StudentRecipe
 from synthgen.runtime import place
 from synthgen.training.log import colour_argmax, colour_labels, stack_rows
 
@@ -35,24 +36,24 @@ if TYPE_CHECKING:
     from synthgen.diffusion.few_step import FewStepScheduler
     from synthgen.labels.diffusion import LabelDiffusionPipeline
     from synthgen.labels.generator import DiffusionLabelGenerator
-    from synthgen.recipe.distil import GuidanceRecipe, StepsRecipe, StudentRecipe
+
+RecipeT = TypeVar("RecipeT", bound=StudentRecipe)
 
 
-class DistillationStep(DenoiserStep):
+class DistillationStep(DenoiserStep, Generic[RecipeT]):
     """A `TrainStep`: one iteration of a student on draws of its teacher."""
 
     def __init__(
         self,
         student: LabelDiffusionPipeline,
         teacher: DiffusionLabelGenerator,
-        recipe: StudentRecipe,
+        recipe: RecipeT,
         trajectories: Trajectories,
         accelerator: Accelerator,
     ) -> None:
         super().__init__(student, recipe.train, accelerator)
         place(student.vae, accelerator.device)
-        self._teacher, self._trajectories = teacher, trajectories
-        self._lesion_free = recipe.lesion_free
+        self._teacher, self._recipe, self._trajectories = teacher, recipe, trajectories
         self._taught: npt.NDArray[np.float32] | None = None
 
     def _rows(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +69,7 @@ class DistillationStep(DenoiserStep):
         # Beyond the trajectories: noise and conditions that the student never learnt from.
         first = len(self._trajectories.values)
         keys = [SampleKey(self._train.seed, first + i) for i in range(PREVIEW)]
-        values = draw_values(self._teacher, keys, self._lesion_free)
+        values = draw_values(self._teacher, keys, self._recipe.lesion_free)
         if self._taught is None:
             self._taught = self._drawn(self._teacher.pipeline, values, keys)
         with self.averaged(), self._accelerator.autocast():
@@ -92,24 +93,17 @@ class DistillationStep(DenoiserStep):
         return drawn
 
 
-class JumpStep(DistillationStep):
+class JumpStep(DistillationStep[StepsRecipe]):
     """One iteration of a student that jumps over its teacher's steps."""
 
-    def __init__(
-        self,
-        student: LabelDiffusionPipeline,
-        teacher: DiffusionLabelGenerator,
-        recipe: StepsRecipe,
-        trajectories: Trajectories,
-        accelerator: Accelerator,
-    ) -> None:
-        super().__init__(student, teacher, recipe, trajectories, accelerator)
-        self._teacher_states = recipe.teacher_states
-        self._jumps: FewStepScheduler = student.scheduler
+    @property
+    def _jumps(self) -> FewStepScheduler:
+        scheduler: FewStepScheduler = self._pipeline.scheduler
+        return scheduler
 
     def _loss(self, step: int, number: int) -> torch.Tensor:
         """Return the mean squared error of the clean latents that each jump implies."""
-        own = step >= self._teacher_states
+        own = step >= self._recipe.teacher_states
         values, states = self._rows(number)
         jumps = states.shape[1] - 1
         before = self._own_states(states[:, 0], values) if own else states[:, :-1]
@@ -137,19 +131,8 @@ class JumpStep(DistillationStep):
         return torch.stack(visited, dim=1)
 
 
-class GuidanceStep(DistillationStep):
+class GuidanceStep(DistillationStep[GuidanceRecipe]):
     """One iteration of a student that predicts in one call what its teacher's guidance gives."""
-
-    def __init__(
-        self,
-        student: LabelDiffusionPipeline,
-        teacher: DiffusionLabelGenerator,
-        recipe: GuidanceRecipe,
-        trajectories: Trajectories,
-        accelerator: Accelerator,
-    ) -> None:
-        super().__init__(student, teacher, recipe, trajectories, accelerator)
-        self._null_share = recipe.null_share
 
     def _loss(self, step: int, number: int) -> torch.Tensor:
         """Return the mean squared error to the guided prediction, of some to the null one."""
@@ -158,7 +141,7 @@ class GuidanceStep(DistillationStep):
         generator = SampleKey(self._train.seed, number).torch(Stream.TRAIN)
         u = antithetic_times(len(x_start), generator).to(x_start.device)
         noise = torch.randn(x_start.shape, generator=generator).to(x_start.device)
-        null = torch.rand(len(x_start), generator=generator) < self._null_share
+        null = torch.rand(len(x_start), generator=generator) < self._recipe.null_share
         keep = (~null).float().to(x_start.device)
         x_t, t, _ = noised(self._pipeline.scheduler, x_start, noise, u)
         wanted = self._taught_prediction(x_t, t, values, keep)

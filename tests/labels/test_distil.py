@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from synthgen.core.errors import RecipeError, RequestError, SchemaError, StoreError
 from synthgen.core.rng import SampleKey
 from synthgen.labels import ConditionRange, LabelCondition, load_label_generator
-from synthgen.labels.distil import DistillationStep, distil_labels
+from synthgen.labels.distil import distil_labels
 from synthgen.labels.generator import DiffusionLabelGenerator
+from synthgen.labels.students import DistillationStep
 from synthgen.labels.trajectories import draw_condition, follow, teacher_trajectories
 from synthgen.recipe import load_recipe
 
