@@ -46,7 +46,9 @@ def peer_stages() -> dict[str, Callable[[], object]]:
         TISSUES, SHAPE, base_channels=64, latent_dim=256, pv_resize="nearest"
     ).eval()
     x_t, t, token = torch.zeros(1, 6, *LATENT[1:]), torch.zeros(1), torch.zeros(1, 1, 4)
-    z, pv, code = torch.zeros(1, *LATENT), torch.zeros(1, TISSUES, *SHAPE), torch.zeros(1, 256)
+    z, code = torch.zeros(1, *LATENT), torch.zeros(1, 256)
+    # Nothing repeats in it: the peer convolves the background like all else.
+    pv = torch.rand(1, TISSUES, *SHAPE).softmax(dim=1)
     return {
         "u-net step": lambda: unet(x_t, t, token),
         "decoder": lambda: vae.decode(z).sample,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import generation_curve
 import numpy as np
+import numpy.typing as npt
 import torch
 from generation_peer import STEPS, peer_seconds, peer_stages
 from timing import alternate, ceilings, gflop, head, result_file, spread, write_result
@@ -34,7 +35,7 @@ from synthgen.data.shard_file import write_shard
 from synthgen.data.tissue import quantize_pv
 from synthgen.generate import GenerationSettings, ImageJob, run
 from synthgen.images.spade import SpadePipeline
-from synthgen.labels import ConditionRange
+from synthgen.labels import ConditionRange, LabelCondition
 from synthgen.labels.generator import DiffusionLabelGenerator
 from synthgen.starter import FOLDER
 
@@ -51,7 +52,7 @@ SETTINGS = {
 }
 MAIN = "bf16, 20 steps"
 TORCH_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
-NETWORKS = ("u-net", "decoder", "spade")
+NETWORKS, WRITING = ("u-net", "decoder", "spade"), "quantise and write"
 Clock = dict[str, list[float]]
 
 
@@ -76,29 +77,31 @@ class Way:
             batch,
         )
 
-    def run(self, folder: Path, first: int) -> None:
-        """Make a batch of labelled slices and write it; record every stage."""
-        keys = [SampleKey(0, first + i) for i in range(self.batch)]
+    def run(self, folder: Path) -> None:
+        """Make a batch of labelled slices and write it; record every stage.
+
+        It is the same batch every time: how much of a map repeats decides the GFLOP of its image.
+        """
+        keys, wanted = self.requests()
         spent: dict[str, list[float]] = {}
         style = self.images.styles[0].name
         started = clocks()
         with self.timed(spent):
-            pv = self.labels.sample(keys, [RANGE.draw(key) for key in keys])
-            images = self.images.render(pv, [style], keys)
-        drawn = clocks()
-        stored = {
-            "pv": quantize_pv(pv.numpy().swapaxes(0, 1)).swapaxes(0, 1),
-            "images": images.numpy().astype(np.float16),
-        }
-        write_shard(folder / "00000.h5", stored, {"kind": "images"})
-        ended = clocks()
-        spent["quantise and write"] = between(drawn, ended)
-        total = between(started, ended)
+            stored = stopwatch(stored_maps, spent, WRITING)(self.labels.sample(keys, wanted))
+            images = self.images.render(as_painted(stored), [style], keys)
+        arrays = {"pv": stored, "images": images.numpy().astype(np.float16)}
+        stopwatch(write_shard, spent, WRITING)(folder / "00000.h5", arrays, {"kind": "images"})
+        total = between(started, clocks())
         rest = [t - sum(s[c] for s in spent.values()) for c, t in enumerate(total)]
         spent |= {"rest (noise, warp, head, grain)": rest, "all": total}
         for stage, (wall, cpu) in spent.items():
             self.wall.setdefault(stage, []).append(wall / self.batch)
             self.cpu.setdefault(stage, []).append(cpu / self.batch)
+
+    def requests(self) -> tuple[list[SampleKey], list[LabelCondition]]:
+        """Return the keys of a batch and what is asked of its maps."""
+        keys = [SampleKey(0, i) for i in range(self.batch)]
+        return keys, [RANGE.draw(key) for key in keys]
 
     @contextmanager
     def timed(self, spent: dict[str, list[float]]) -> Iterator[None]:
@@ -118,15 +121,15 @@ class Way:
 
     def count(self, folder: Path) -> None:
         """Count the GFLOP a slice of each network (multiply and add apart); also warms up."""
-        keys = [SampleKey(0, i) for i in range(self.batch)]
-        wanted, style = [RANGE.draw(key) for key in keys], self.images.styles[0].name
-        pv: list[torch.Tensor] = []
-        labels = gflop(lambda: pv.append(self.labels.sample(keys, wanted)))
+        (keys, wanted), style = self.requests(), self.images.styles[0].name
+        drawn: list[torch.Tensor] = []
+        labels = gflop(lambda: drawn.append(self.labels.sample(keys, wanted)))
         decoder = gflop(lambda: self.labels.pipeline.vae.decode(self.latents()))
-        spade = gflop(lambda: self.images.render(pv[0], [style], keys))
+        pv = as_painted(stored_maps(drawn[0]))
+        spade = gflop(lambda: self.images.render(pv, [style], keys))
         totals = zip(NETWORKS, (labels - decoder, decoder, spade), strict=True)
         self.gflop = {name: total / self.batch for name, total in totals}
-        self.run(folder, 0)
+        self.run(folder)
         self.cpu.clear()
         self.wall.clear()
 
@@ -136,6 +139,16 @@ class Way:
         z = torch.zeros(self.batch, self.labels.unet.config.out_channels, *size)
         dtype = self.labels.unet.dtype
         return z.to(dtype, memory_format=torch.channels_last)
+
+
+def stored_maps(pv: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return maps `(B, C, X, Y)` as a shard holds them."""
+    return quantize_pv(pv.numpy().swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def as_painted(stored: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Return the maps of a shard as `synthgen images` hands them to its generator."""
+    return torch.from_numpy(stored.astype(np.float32) / np.float32(255))
 
 
 def clocks() -> tuple[float, float]:
@@ -177,7 +190,7 @@ def measure(ways: dict[str, Way], rounds: int) -> tuple[Clock, Clock]:
             for name, taken in alternate(calls, 1, unseen=0).items():
                 spent[name] += taken.cpu
             for name, way in ways.items():
-                way.run(Path(folder), done * way.batch)
+                way.run(Path(folder))
                 print(f"round {done + 1}: {name}: {way.cpu['all'][-1]:.3f} CPU s a slice")
     rates = {name: [gflop(call) / s for s in spent[name]] for name, call in tops.items()}
     return rates, {name: spent[f"peer {name}"] for name in peer}
@@ -185,13 +198,12 @@ def measure(ways: dict[str, Way], rounds: int) -> tuple[Clock, Clock]:
 
 def overlap(way: Way, rounds: int, batches: int) -> dict[str, Any]:
     """Time painting with the engine's writer thread against painting alone, wall time, in turn."""
-    schema, (x, y) = way.labels.schema, way.labels.shape
-    pv = np.zeros((1, schema.channels, x, y), np.uint8)
-    pv[:, 3] = 255
-    row = {"pv": pv[0], "attempt": 0, "condition": np.zeros(4), "realised": np.zeros(3)}
+    maps = stored_maps(way.labels.sample(*way.requests()))
+    row = {"attempt": 0, "condition": np.zeros(4), "realised": np.zeros(3)}
 
     def fetch(indices: list[int]) -> dict[str, Any]:
-        return {name: np.stack([value] * len(indices)) for name, value in row.items()}
+        rows = {name: np.stack([value] * len(indices)) for name, value in row.items()}
+        return rows | {"pv": maps[[index % way.batch for index in indices]]}
 
     names = ("wmh", "tumour", "oedema", "position")
     settings = GenerationSettings(batch_size=way.batch, shard_size=way.batch)
@@ -215,11 +227,11 @@ def worker(models: tuple[Path, Path], batches: int, barrier: Any, queue: Any) ->
     torch.set_num_threads(1)
     way = Way.load(*models, ("bf16", 2), 8)
     with tempfile.TemporaryDirectory() as folder:
-        way.run(Path(folder), 0)
+        way.run(Path(folder))
         barrier.wait()
         started = time.perf_counter()
-        for batch in range(batches):
-            way.run(Path(folder), 8 * batch)
+        for _ in range(batches):
+            way.run(Path(folder))
     queue.put(time.perf_counter() - started)
 
 

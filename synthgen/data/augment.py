@@ -231,8 +231,8 @@ def augment_image(
 
 @dataclass(frozen=True)
 class _Pose:
-    grid: Tensor | None  # (B, X, Y, 2), for grid_sample
-    flip: Tensor  # (B,) bool
+    grid: Tensor | None  # (B, X, Y, 2), for grid_sample; flips are in it
+    flip: Tensor | None  # (B,) bool, of maps without a grid
 
 
 def _draw_pose(maps: Tensor, generators: Sequence[torch.Generator], settings: PvAugment) -> _Pose:
@@ -245,9 +245,11 @@ def _draw_pose(maps: Tensor, generators: Sequence[torch.Generator], settings: Pv
         draws = torch.rand(6, generator=generator) * 2 - 1
         elastic = torch.rand(2, *control, generator=generator) * 2 - 1
         if settings.warps:
-            grids.append(_sampling_grid(draws.tolist(), elastic, settings, shape))
-    grid = torch.stack(grids).to(maps.device) if grids else None
-    return _Pose(grid, torch.tensor(flips, dtype=torch.bool, device=maps.device))
+            grid = _sampling_grid(draws.tolist(), elastic, settings, shape)
+            grids.append(grid.flip(0) if flips[-1] else grid)
+    if grids:
+        return _Pose(torch.stack(grids).to(maps.device), None)
+    return _Pose(None, torch.tensor(flips, dtype=torch.bool, device=maps.device))
 
 
 def _sampling_grid(
@@ -292,6 +294,8 @@ def _warp_pv(pv: Tensor, grid: Tensor | None) -> Tensor:
     return torch.cat([(1 - total).clamp(min=0), tissues], dim=1)
 
 
-def _flip(maps: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the chosen samples along X (left-right)."""
+def _flip(maps: Tensor, flip: Tensor | None) -> Tensor:
+    """Mirror the chosen samples along X (left-right), of None none."""
+    if flip is None:
+        return maps
     return torch.where(flip.reshape(-1, 1, 1, 1), maps.flip(-2), maps)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.core.errors import GeometryError, RequestError
+from synthgen.models.compact import compact_each
 from synthgen.models.spade_blocks import SLOPE, Norm, Resize, SPADEResBlock, resize_pv
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class SPADEGenerator(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
                 xs = [functional.interpolate(x, scale_factor=2, mode=self.upsample) for x in xs]
             small = maps[xs[0].shape[-1]]
             # nn.ModuleList does not say what it holds.
-            labelled: tuple[Tensor, ...] = cast("SPADEResBlock", block).labelled(small)
+            labelled = cast("SPADEResBlock", block).labelled(compact_each(small))
             xs = [block(x, small, z, labelled) for x, (z, _) in zip(xs, takes, strict=True)]
         return [self._finished(x, noise) for x, (_, noise) in zip(xs, takes, strict=True)]
 

@@ -5,13 +5,15 @@ Park et al. 2019, arXiv:1903.07291; style in the norms and area averaging: see `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, assert_never
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, assert_never, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.core.errors import RequestError
+from synthgen.models.compact import CompactMaps, whole
 from synthgen.models.instance_norm import GroupNorm, instance_norm
 from synthgen.models.spectral import spectral_conv
 
@@ -73,7 +75,7 @@ class SPADENorm(nn.Module):
     def modulate(
         self, pv: Tensor, style: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return gamma and beta, each `(B, channels, *size)`.
+        """Return 1 + gamma and beta, each `(B, channels, *size)`.
 
         Args:
             pv: `(B, label_channels, X, Y)`.
@@ -82,27 +84,37 @@ class SPADENorm(nn.Module):
         """
         if size is not None:
             pv = resize_pv(pv, size, self.pv_resize)
-        return self._styled(self.labelled(pv), style)
+        (labelled,) = self.labelled([whole(pv)])
+        return self._styled(labelled, style)
 
-    def labelled(self, pv: Tensor) -> Tensor:
+    def labelled(self, maps: Sequence[CompactMaps]) -> list[CompactMaps]:
         """Return what the labels alone decide, the same for every style.
 
         Args:
-            pv: `(B, label_channels, X, Y)` of the size of x.
+            maps: all partial-volume maps of the size of x, or each alone, label_channels wide.
 
         Returns:
-            `(B, hidden, X, Y)` of a norm with style, else gamma and beta `(B, 2 channels, X, Y)`.
+            The same, of hidden width for a norm with style, else 2 channels wide: 1 + gamma, beta.
         """
-        hidden: Tensor = self.shared(pv)
-        return hidden if self.style is not None else self._modulation(hidden)
+        hidden = [replace(part, values=self.shared(part.values)) for part in maps]
+        if self.style is not None:
+            return hidden
+        return [replace(part, values=self._modulation(part.values)) for part in hidden]
 
-    def modulated(self, normed: Tensor, labelled: Tensor, style: Tensor | None = None) -> Tensor:
+    def modulated(
+        self, normed: Tensor, labelled: Sequence[CompactMaps], style: Tensor | None = None
+    ) -> Tensor:
         """Return normed features `(B, channels, X, Y)` modulated by `self.labelled(...)`."""
-        gamma, beta = self._styled(labelled, style)
-        normed = normed.to(gamma.dtype)
-        # normed + (beta + normed * gamma): adding 1 to gamma would round it away in bfloat16.
-        out = torch.addcmul(beta, normed, gamma)
-        return normed + out if torch.is_grad_enabled() else out.add_(normed)
+        normed = normed.to(labelled[0].values.dtype)
+        if len(labelled) == 1:
+            scale, shift = self._styled(labelled[0], style)
+            return torch.addcmul(shift, normed, scale)
+        result = torch.empty_like(normed)
+        for i, part in enumerate(labelled):
+            own = None if style is None else style[i : i + 1]
+            scale, shift = self._styled(part, own)
+            torch.addcmul(shift, normed[i : i + 1], scale, out=result[i : i + 1])
+        return result
 
     def forward(self, x: Tensor, pv: Tensor | None, style: Tensor | None = None) -> Tensor:
         """Return the modulated features.
@@ -122,19 +134,23 @@ class SPADENorm(nn.Module):
             plain: Tensor = self.unlabelled(x)
             return plain
         small = resize_pv(pv, (x.shape[-2], x.shape[-1]), self.pv_resize)
-        return self.modulated(self.norm(x), self.labelled(small), style)
+        return self.modulated(self.norm(x), self.labelled([whole(small)]), style)
 
-    def _styled(self, labelled: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _styled(self, labelled: CompactMaps, style: Tensor | None) -> tuple[Tensor, Tensor]:
+        both = labelled.values
         if self.style is not None:
             if style is None:
                 raise RequestError("this SPADE norm was built with a style input; pass the style")
-            labelled = self._modulation(labelled + self.style(style)[:, :, None, None])
-        gamma, beta = labelled.chunk(2, dim=1)
-        return gamma, beta
+            both = self._modulation(both + self.style(style)[:, :, None, None])
+        scale, shift = labelled.put_back(both).chunk(2, dim=1)
+        return scale, shift
 
     def _modulation(self, hidden: Tensor) -> Tensor:
-        both: Tensor = self.modulation(functional.relu(hidden, inplace=not torch.is_grad_enabled()))
-        return both
+        """Return 1 + gamma and beta; the 1 is added where the convolution sums in float32."""
+        hidden = functional.relu(hidden, inplace=not torch.is_grad_enabled())
+        gamma, beta = cast("Tensor", self.modulation.bias).chunk(2)
+        bias = torch.cat([1 + gamma, beta])
+        return functional.conv2d(hidden, self.modulation.weight, bias, padding=1)
 
 
 class SPADEResBlock(nn.Module):
@@ -193,17 +209,17 @@ class SPADEResBlock(nn.Module):
             shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.conv_s = spectral_conv(shortcut, enabled=spectral_norm)
 
-    def labelled(self, pv: Tensor) -> tuple[Tensor, ...]:
-        """Return `SPADENorm.labelled` of each norm, for `pv` of the size of x."""
+    def labelled(self, maps: Sequence[CompactMaps]) -> tuple[list[CompactMaps], ...]:
+        """Return `SPADENorm.labelled` of each norm."""
         norms = (self.norm_0, self.norm_1, self.norm_s)
-        return tuple(norm.labelled(pv) for norm in norms if norm is not None)
+        return tuple(norm.labelled(maps) for norm in norms if norm is not None)
 
     def forward(
         self,
         x: Tensor,
         pv: Tensor | None,
         style: Tensor | None = None,
-        labelled: Sequence[Tensor] | None = None,
+        labelled: Sequence[Sequence[CompactMaps]] | None = None,
     ) -> Tensor:
         """Return `(B, out_channels, X, Y)`.
 
@@ -217,7 +233,7 @@ class SPADEResBlock(nn.Module):
             return self._unlabelled(x)
         if labelled is None:
             size = (x.shape[-2], x.shape[-1])
-            labelled = self.labelled(resize_pv(pv, size, self.norm_0.pv_resize))
+            labelled = self.labelled([whole(resize_pv(pv, size, self.norm_0.pv_resize))])
         normed = self.norm_0.norm(x)
         shortcut = x
         if self.norm_s is not None and self.conv_s is not None:
