@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from generation_peer import STEPS, peer_seconds, peer_stages
-from timing import alternate, ceilings, gflop, head, result_file, spread, write_result
+from timing import alternate, ceilings, gain, gflop, head, result_file, spread, write_result
 
 from synthgen.core.rng import SampleKey
 from synthgen.data.shard_file import write_shard
@@ -209,17 +209,20 @@ def overlap(way: Way, rounds: int, batches: int) -> dict[str, Any]:
     settings = GenerationSettings(batch_size=way.batch, shard_size=way.batch)
     n = batches * way.batch
     job = ImageJob(way.images, (way.images.styles[0].name,), n, fetch, "", names, settings=settings)
-    ratios, waited = [], []
-    for _ in range(rounds):
-        started = time.perf_counter()
+    waited = []
+
+    def alone() -> None:
         for batch in range(batches):
             job.rows(range(batch * way.batch, (batch + 1) * way.batch))
-        alone = time.perf_counter() - started
+
+    def writing() -> None:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run(job, n, Path(folder) / "d")
-        ratios.append(outcome.seconds / alone)
         waited.append(outcome.blocked_s / outcome.seconds)
-    return {"wall_over_compute": spread(ratios), "waited_for_disk": spread(waited)}
+
+    spent = alternate({"alone": alone, "writing": writing}, rounds)
+    ratio = gain(spent["writing"], spent["alone"], "wall")
+    return {"wall_over_compute": ratio, "waited_for_disk": spread(waited)}
 
 
 def worker(models: tuple[Path, Path], batches: int, barrier: Any, queue: Any) -> None:  # noqa: ANN401
@@ -344,7 +347,7 @@ def main() -> None:
     tops, peer = measure(ways, args.rounds)
     result = {"threads": 1, "rounds": args.rounds, "batch": args.batch}
     result |= summary(ways, tops, peer)
-    result["overlap"] = overlap(ways[MAIN], args.rounds, 6)
+    result["overlap"] = overlap(ways[MAIN], 2 * args.rounds, 6)
     result["scaling"] = scaling((args.labels, args.images), args.rounds, 3)
     show(result)
     write_result("speed_generation", result)
