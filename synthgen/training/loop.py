@@ -271,4 +271,7 @@ class _Stop:
             signalled, over = (accelerator.reduce(flags, "sum") > 0).tolist()
             if signalled and self.signum is None:
                 self.signum = signal.SIGTERM
+            # A signal that came during the exchange is for the next one: the others know nothing
+            # of it, and would wait for this worker.
+            return bool(over or signalled)
         return over or self.signum is not None
