@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.store import TrainingStore
-from synthgen.data.tissue import quantize_pv
+from synthgen.data.tissue import quantize_batch
 from synthgen.evaluate import label_metrics, sets
 from synthgen.evaluate.fidelity import frechet_distance
 from synthgen.evaluate.metric import subject_halves
@@ -135,7 +135,7 @@ def draw(folder: Path, setting: Setting, count: int) -> tuple[SliceSet, dict[str
         began = time.thread_time()
         pv = generator.sample(keys[part], conditions[part]).numpy()
         spent += time.thread_time() - began
-        maps.append(quantize_pv(pv.swapaxes(0, 1)).swapaxes(0, 1))
+        maps.append(quantize_batch(pv))
     pv = np.concatenate(maps).astype(np.float32) / np.float32(255)
     made = sets.from_arrays(
         pv,

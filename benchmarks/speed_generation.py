@@ -32,7 +32,7 @@ from timing import alternate, ceilings, gain, gflop, head, result_file, spread, 
 
 from synthgen.core.rng import SampleKey
 from synthgen.data.shard_file import write_shard
-from synthgen.data.tissue import quantize_pv
+from synthgen.data.tissue import quantize_batch
 from synthgen.generate import GenerationSettings, ImageJob, run
 from synthgen.images.spade import SpadePipeline
 from synthgen.labels import ConditionRange, LabelCondition
@@ -87,7 +87,8 @@ class Way:
         style = self.images.styles[0].name
         started = clocks()
         with self.timed(spent):
-            stored = stopwatch(stored_maps, spent, WRITING)(self.labels.sample(keys, wanted))
+            pv = self.labels.sample(keys, wanted).numpy()
+            stored = stopwatch(quantize_batch, spent, WRITING)(pv)
             images = self.images.render(as_painted(stored), [style], keys)
         arrays = {"pv": stored, "images": images.numpy().astype(np.float16)}
         stopwatch(write_shard, spent, WRITING)(folder / "00000.h5", arrays, {"kind": "images"})
@@ -125,7 +126,7 @@ class Way:
         drawn: list[torch.Tensor] = []
         labels = gflop(lambda: drawn.append(self.labels.sample(keys, wanted)))
         decoder = gflop(lambda: self.labels.pipeline.vae.decode(self.latents()))
-        pv = as_painted(stored_maps(drawn[0]))
+        pv = as_painted(quantize_batch(drawn[0].numpy()))
         spade = gflop(lambda: self.images.render(pv, [style], keys))
         totals = zip(NETWORKS, (labels - decoder, decoder, spade), strict=True)
         self.gflop = {name: total / self.batch for name, total in totals}
@@ -139,11 +140,6 @@ class Way:
         z = torch.zeros(self.batch, self.labels.unet.config.out_channels, *size)
         dtype = self.labels.unet.dtype
         return z.to(dtype, memory_format=torch.channels_last)
-
-
-def stored_maps(pv: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Return maps `(B, C, X, Y)` as a shard holds them."""
-    return quantize_pv(pv.numpy().swapaxes(0, 1)).swapaxes(0, 1)
 
 
 def as_painted(stored: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -198,7 +194,7 @@ def measure(ways: dict[str, Way], rounds: int) -> tuple[Clock, Clock]:
 
 def overlap(way: Way, rounds: int, batches: int) -> dict[str, Any]:
     """Time painting with the engine's writer thread against painting alone, wall time, in turn."""
-    maps = stored_maps(way.labels.sample(*way.requests()))
+    maps = quantize_batch(way.labels.sample(*way.requests()).numpy())
     row = {"attempt": 0, "condition": np.zeros(4), "realised": np.zeros(3)}
 
     def fetch(indices: list[int]) -> dict[str, Any]:

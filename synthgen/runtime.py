@@ -103,9 +103,6 @@ def build_accelerator(
     # one stage in bf16 and the next in fp32.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state(reset_partial_state=False)
-    if worker()[1] > 1:
-        atexit.unregister(_leave_group)
-        atexit.register(_leave_group)
     project = ProjectConfiguration(str(run_dir)) if run_dir else None
     return Accelerator(
         # Without it, accelerate lets each CPU worker of a launcher train alone.
@@ -117,6 +114,7 @@ def build_accelerator(
     )
 
 
+@atexit.register
 def _leave_group() -> None:
     """End the process group of the workers; its threads, left alone, abort one exit in ten."""
     if torch.distributed.is_initialized():

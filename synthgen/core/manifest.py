@@ -104,6 +104,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         ) from error
 
 
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete the temporary files of a pattern, which a killed process left; see `write_atomic`."""
+    for leftover in folder.glob(pattern):
+        leftover.unlink(missing_ok=True)
+
+
 def provenance() -> dict[str, str]:
     """Return the versions that made a dataset: synthgen, Python, platform, main libraries."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}

@@ -62,6 +62,15 @@ def quantize_pv(pv: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     return out.reshape(pv.shape)
 
 
+def quantize_batch(pv: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Return `quantize_pv` of a batch `(B, C, *S)`, as a dataset stores it.
+
+    Raises:
+        SchemaError: as `quantize_pv` does.
+    """
+    return np.ascontiguousarray(quantize_pv(pv.swapaxes(0, 1)).swapaxes(0, 1))
+
+
 def _rank(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """Return each row's place along axis 0, largest first; of equals the first comes first."""
     # Comparing all pairs is six times faster than sorting so few rows.

@@ -21,10 +21,10 @@ import torch
 from synthgen.core.errors import StoreError
 from synthgen.core.interrupt import Interrupted, stopping
 from synthgen.core.lock import folder_lock
-from synthgen.core.manifest import MANIFEST, Manifest, provenance
+from synthgen.core.manifest import MANIFEST, Manifest, provenance, sweep
 from synthgen.data.shard_file import BLOCK, encode_shard, read_shard
 from synthgen.data.shards import Arrays, ShardWriter, dataset_digest, shard_path
-from synthgen.generate.sharing import Work, look, require_same, sweep
+from synthgen.generate.sharing import Work, look, require_same
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from synthgen.core.errors import RequestError, SchemaError, StoreError
 from synthgen.core.rng import SampleKey
 from synthgen.data.shards import Arrays, Shards, shard_path
-from synthgen.data.tissue import quantize_pv
+from synthgen.data.tissue import quantize_batch
 from synthgen.generate.acceptance import Acceptance
 from synthgen.generate.jobs import GenerationSettings, common_identity
 
@@ -159,7 +159,7 @@ class LabelJob:
                 f"label generator: expected an array of shape {expected}, got {drawn.shape}"
             )
         try:
-            pv = np.ascontiguousarray(quantize_pv(drawn.swapaxes(0, 1)).swapaxes(0, 1))
+            pv = quantize_batch(drawn)
         except SchemaError as error:
             raise SchemaError(f"label generator, samples from {keys[0].index}: {error}") from error
         return {

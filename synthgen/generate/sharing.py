@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from synthgen.core.errors import RequestError, StoreError
-from synthgen.core.manifest import MANIFEST, Manifest
+from synthgen.core.manifest import MANIFEST, Manifest, sweep
 from synthgen.data.shard_file import check_shard
 from synthgen.data.shards import dataset_digest, shard_path, shard_rows
 
@@ -197,9 +197,3 @@ def require_same(there: Manifest, job: Job, folder: Path) -> None:
     """
     asked = Manifest(job.kind, job.identity, there.n, job.schema.to_json())
     there.require_same_identity(asked, folder)
-
-
-def sweep(folder: Path, pattern: str) -> None:
-    """Delete the temporary files of a pattern, which a killed process left."""
-    for leftover in folder.glob(pattern):
-        leftover.unlink(missing_ok=True)

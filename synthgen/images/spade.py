@@ -43,8 +43,7 @@ KIND = "images"
 _COMPONENTS = ("generator", "style_encoder", "style_bank")
 
 _AT_ONCE = 8
-"""Maps painted at once on a CPU: 4 take 69 ms each, 8 take 68, 16 take 74. Of more, the C library
-hands large arrays back to the system after each layer and takes them anew."""
+"""Maps painted at once on a CPU: 4 take 69 ms each, 8 take 68, 16 take 74."""
 
 DTypeName = Literal["float32", "bfloat16"]
 

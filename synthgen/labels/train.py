@@ -18,6 +18,7 @@ from synthgen.core.manifest import (
     file_digest,
     require_digest,
     sealed,
+    sweep,
     unsealed,
     write_atomic,
 )
@@ -129,6 +130,7 @@ def train_autoencoder(plan: TrainPlan) -> ModelMixin:
 
 def _keep(vae: ModelMixin, result: Path, done: Mapping[str, Any]) -> None:
     """Write the weights of a finished training, then the file that says so."""
+    sweep(result, ".*.tmp")
     try:
         with tensor_files():
             vae.save_pretrained(result)

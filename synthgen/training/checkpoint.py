@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,15 +56,11 @@ class CheckpointFolder:
             accelerator.wait_for_everyone()
             return
         target = self._path(step)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary = _temporary(target)
         try:
-            for leftover in self._folder.glob(".step_*.tmp"):  # of a killed run
-                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
             with tensor_files():
                 _write(temporary, step, train_step, accelerator, identity)
-            if target.exists():
-                shutil.rmtree(target)
             temporary.replace(target)
             _sync(self._folder)
         except OSError as error:
@@ -73,8 +70,13 @@ class CheckpointFolder:
                 "free space, then run again with --resume"
             ) from error
         for old in sorted(self._steps())[: -self._keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+            self._delete(self._path(old))
         accelerator.wait_for_everyone()
+
+    def sweep(self) -> None:
+        """Delete what a killed run left half written or half deleted."""
+        for leftover in self._folder.glob(".step_*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def load(
         self, step: int, train_step: TrainStep, accelerator: Accelerator, identity: str
@@ -101,11 +103,23 @@ class CheckpointFolder:
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:07d}"
 
+    def _delete(self, folder: Path) -> None:
+        """Delete a checkpoint under another name: half of one would be taken for damaged."""
+        leftover = _temporary(folder)
+        with suppress(OSError):
+            folder.rename(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
+
     def _steps(self) -> list[int]:
         if not self._folder.is_dir():
             return []
         names = (p.name.removeprefix("step_") for p in self._folder.glob("step_*"))
         return [int(name) for name in names if name.isdecimal()]
+
+
+def _temporary(folder: Path) -> Path:
+    """Return the name of a checkpoint that is not whole."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _write(

@@ -20,6 +20,7 @@ from torch import nn
 from synthgen.core.errors import RequestError
 from synthgen.core.interrupt import Interrupted, on_signals
 from synthgen.core.lock import folder_lock
+from synthgen.core.manifest import sweep
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.loaders import Batch_co, prefetch
 from synthgen.training.checkpoint import CheckpointFolder
@@ -165,9 +166,19 @@ def run(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written first.
     """
     # The main worker writes, for all of them.
-    alone = folder_lock(run_dir, "training") if accelerator.is_main_process else nullcontext()
+    alone = _alone(run_dir) if accelerator.is_main_process else nullcontext()
     with alone:
         return _run(train_step, settings, run_dir, accelerator, resume=resume)
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keep a run folder for this process, cleared of what a killed run left half written."""
+    with folder_lock(run_dir, "training"):
+        CheckpointFolder(run_dir / "checkpoints").sweep()
+        for folder in (run_dir, run_dir / "sheets"):
+            sweep(folder, ".*.tmp")
+        yield
 
 
 def _run(
@@ -214,7 +225,8 @@ def _run(
         log.flush()
         if step > saved:
             checkpoints.save(step, train_step, accelerator, settings.identity)
-    if stop.signum is not None:
+    # Asked anew, for a signal that came after the last step: all workers go on, or none.
+    if stop.is_due(accelerator) and stop.signum is not None:
         raise Interrupted(
             stop.signum,
             f"{run_dir} holds a checkpoint at step {step} of {settings.steps}; the same command "
@@ -265,13 +277,13 @@ class _Stop:
     def is_due(self, accelerator: Accelerator) -> bool:
         """Tell whether to stop before the next step."""
         over = self._deadline is not None and time.monotonic() >= self._deadline
+        # Read once: of a signal that comes during the exchange the others know nothing, and would
+        # wait for this worker.
+        signalled = self.signum is not None
         if accelerator.num_processes > 1:
-            own = [self.signum is not None, over and accelerator.is_main_process]
+            own = [signalled, over and accelerator.is_main_process]
             flags = torch.tensor(own, dtype=torch.float32, device=accelerator.device)
             signalled, over = (accelerator.reduce(flags, "sum") > 0).tolist()
             if signalled and self.signum is None:
                 self.signum = signal.SIGTERM
-            # A signal that came during the exchange is for the next one: the others know nothing
-            # of it, and would wait for this worker.
-            return bool(over or signalled)
-        return over or self.signum is not None
+        return over or signalled

@@ -10,6 +10,7 @@ from synthgen.core.errors import GeometryError, SchemaError
 from synthgen.core.rng import SampleKey, Stream
 from synthgen.data.tissue import (
     labels_to_pv,
+    quantize_batch,
     quantize_pv,
     resample_image,
     resample_pv,
@@ -69,6 +70,13 @@ def test_quantization_against_a_slow_oracle():
         for c in sorted(range(5), key=lambda c: expected[c] - exact[c])[: 255 - expected.sum()]:
             expected[c] += 1
         assert stored[(slice(None), *voxel)].tolist() == expected.tolist()
+
+
+def test_a_batch_is_stored_map_by_map():
+    pv = np.stack([random_pv(4, index=index) for index in range(3)])
+    stored = quantize_batch(pv)
+    assert stored.flags.c_contiguous
+    np.testing.assert_array_equal(stored, np.stack([quantize_pv(one) for one in pv]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, -0.2, 1.3])

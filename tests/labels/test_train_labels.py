@@ -122,6 +122,19 @@ def test_a_damaged_autoencoder_is_named_when_a_run_resumes(
     assert (tmp_path / "model" / file).read_bytes() == (trained[0] / file).read_bytes()
 
 
+def test_what_a_killed_run_left_is_no_part_of_the_autoencoder(
+    trained, store_path, label_recipe, tmp_path
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[1], run_dir)
+    done = run_dir / "autoencoder" / "result" / "done.json"
+    done.rename(done.with_name(".done.json.7.tmp"))
+    recipe = label_recipe({"autoencoder.train.sheet_every": 6, "diffusion.train.sheet_every": 6})
+    train_labels(recipe, store_path, tmp_path / "model", run_dir, resume=True)
+    assert not list(run_dir.rglob("*.tmp"))
+    assert done.read_bytes() == (trained[1] / "autoencoder" / "result" / "done.json").read_bytes()
+
+
 def test_trackers_get_the_losses_and_may_change_when_a_run_resumes(
     store_path, label_recipe, tmp_path, recorders
 ):

@@ -25,7 +25,7 @@ from synthgen.core.interrupt import Interrupted
 from synthgen.core.lock import folder_lock
 from synthgen.runtime import build_accelerator
 from synthgen.training.log import read_losses
-from synthgen.training.loop import run
+from synthgen.training.loop import _Stop, run
 
 STEPS = 12
 SCRIPT = Path(__file__).parent.parent / "toy_script.py"
@@ -178,6 +178,55 @@ def test_a_full_disk_leaves_earlier_checkpoints(straight, tmp_path, monkeypatch)
         train(tmp_path / "copy", replace(SETTINGS, steps=14), resume=True)
     left = sorted(p.name for p in (tmp_path / "copy" / "checkpoints").iterdir())
     assert left == ["step_0000010", "step_0000012"]
+
+
+def test_a_resumed_run_clears_what_a_killed_one_left(straight, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(straight[0], copy)
+    (copy / "sheets").mkdir(exist_ok=True)
+    for name in (".losses.jsonl.7.tmp", "sheets/.step_0000012.png.7.tmp"):
+        (copy / name).write_bytes(b"half")
+    (copy / "checkpoints" / ".step_0000014.7.tmp").mkdir()
+    train(copy, resume=True)
+    assert not list(copy.rglob("*.tmp"))
+
+
+def test_a_checkpoint_that_is_being_deleted_is_none(tmp_path, monkeypatch):
+    # As in a run that is killed whenever it begins to delete.
+    monkeypatch.setattr("synthgen.training.checkpoint.shutil.rmtree", lambda *_a, **_k: None)
+    train(tmp_path)
+    left = sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert left == ["step_0000010", "step_0000012"]
+
+
+class Worker:
+    """One of two workers, for `_Stop`; `meanwhile` happens while their flags are exchanged."""
+
+    num_processes, is_main_process, device = 2, False, torch.device("cpu")
+
+    def __init__(self, other=(0.0, 0.0), meanwhile=lambda: None):
+        self._other, self._meanwhile = torch.tensor(other), meanwhile
+
+    def reduce(self, flags, how):
+        assert how == "sum"
+        self._meanwhile()
+        return flags + self._other
+
+
+def test_a_signal_during_the_exchange_of_flags_waits_for_the_next_one():
+    stop = _Stop(None)
+    worker = Worker(meanwhile=lambda: stop.hear(signal.SIGINT))
+    assert not stop.is_due(worker)
+    assert stop.is_due(worker)
+    assert stop.signum == signal.SIGINT
+
+
+@pytest.mark.parametrize(("other", "number"), [((1.0, 0.0), signal.SIGTERM), ((0.0, 1.0), None)])
+def test_a_worker_stops_with_the_others(other, number):
+    stop = _Stop(None)
+    assert not stop.is_due(Worker())
+    assert stop.is_due(Worker(other))
+    assert stop.signum == number
 
 
 def test_each_optimiser_steps_once_an_iteration_with_accumulation(tmp_path):
