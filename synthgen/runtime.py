@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -116,9 +117,14 @@ def build_accelerator(
 
 @atexit.register
 def _leave_group() -> None:
-    """End the process group of the workers; its threads, left alone, abort one exit in ten."""
+    """End the process group of the workers, and with it the threads of gloo.
+
+    A thread that still lets go of a tensor while the interpreter ends aborts the process, one exit
+    in ten. The group joins its threads when nothing refers to it any more, not even garbage.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 @contextmanager
