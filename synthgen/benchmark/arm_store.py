@@ -29,6 +29,7 @@ from scipy import ndimage
 
 from synthgen.core.errors import StoreError
 from synthgen.core.input_files import parse_json
+from synthgen.core.manifest import temporary_of
 from synthgen.data.hdf5_file import open_hdf5
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def write_cases(
     if path.is_file() and _digest(path) == recording.digest:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with h5py.File(temporary, "w") as file:
             _write(file, recording, progress)

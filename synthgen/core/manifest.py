@@ -86,7 +86,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         StoreError: the disk is full or the folder cannot be written; an older file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -104,8 +104,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         ) from error
 
 
+def temporary_of(path: Path) -> Path:
+    """Return the name under which this process writes a file or folder until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def sweep(folder: Path, pattern: str) -> None:
-    """Delete the temporary files of a pattern, which a killed process left; see `write_atomic`."""
+    """Delete the temporary files of a pattern, which a killed process left; see `temporary_of`."""
     for leftover in folder.glob(pattern):
         leftover.unlink(missing_ok=True)
 

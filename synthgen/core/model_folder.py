@@ -22,6 +22,7 @@ from synthgen.core.manifest import (
     provenance,
     require_digest,
     sealed,
+    temporary_of,
     unsealed,
 )
 from synthgen.core.model_settings import (
@@ -116,7 +117,7 @@ def _write(
     schema: LabelSchema,
     card: str,
 ) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(folder)
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from synthgen.core.errors import LeakageError, RequestError, SchemaError, StoreError
 from synthgen.core.lock import file_lock
+from synthgen.core.manifest import temporary_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ class StoreWriter:
             )
         }  # fmt: skip
         self._hash = hashlib.sha256()
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_of(path)
         self._lock = ExitStack()
         self._lock.enter_context(file_lock(path, "training store"))
         try:

@@ -87,7 +87,7 @@ class Tree:
         self.require_free()
         self._mkdir(self.folder)
         for leftover in self.folder.rglob(".*.tmp"):
-            # `.NAME.PID.tmp`, see `write_atomic`.
+            # `.NAME.PID.tmp`, see `temporary_of`.
             if mine(leftover.name[1:].rsplit(".", 2)[0]):
                 leftover.unlink(missing_ok=True)
         if not (self.folder / MARKER).exists():

@@ -20,7 +20,7 @@ import numpy as np
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.input_files import read_json
 from synthgen.core.lock import folder_lock
-from synthgen.core.manifest import provenance, sealed
+from synthgen.core.manifest import provenance, sealed, sweep
 from synthgen.core.plan import ShardPlan
 from synthgen.export.cases import ALONE
 from synthgen.export.encode import nifti
@@ -190,8 +190,7 @@ class VolumeSet:
             try:
                 if self._missing([index]):  # the one who held it may have just made it
                     if lock.enforced:
-                        for leftover in self.folder.rglob(f".{name}[._]*.tmp"):
-                            leftover.unlink(missing_ok=True)
+                        sweep(self.folder, f"**/.{name}[._]*.tmp")
                     yield index
             finally:
                 claim.release()

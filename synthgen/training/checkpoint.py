@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from synthgen.core.errors import RequestError, StoreError
 from synthgen.core.input_files import read_json, unusable
-from synthgen.core.manifest import file_digest, require_digest, sealed, unsealed
+from synthgen.core.manifest import (
+    file_digest,
+    require_digest,
+    sealed,
+    temporary_of,
+    unsealed,
+)
 from synthgen.runtime import tensor_files
 
 if TYPE_CHECKING:
@@ -56,7 +62,7 @@ class CheckpointFolder:
             accelerator.wait_for_everyone()
             return
         target = self._path(step)
-        temporary = _temporary(target)
+        temporary = temporary_of(target)
         try:
             temporary.mkdir(parents=True)
             with tensor_files():
@@ -105,7 +111,7 @@ class CheckpointFolder:
 
     def _delete(self, folder: Path) -> None:
         """Delete a checkpoint under another name: half of one would be taken for damaged."""
-        leftover = _temporary(folder)
+        leftover = temporary_of(folder)
         with suppress(OSError):
             folder.rename(leftover)
         shutil.rmtree(leftover, ignore_errors=True)
@@ -115,11 +121,6 @@ class CheckpointFolder:
             return []
         names = (p.name.removeprefix("step_") for p in self._folder.glob("step_*"))
         return [int(name) for name in names if name.isdecimal()]
-
-
-def _temporary(folder: Path) -> Path:
-    """Return the name of a checkpoint that is not whole."""
-    return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _write(
